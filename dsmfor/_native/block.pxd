@@ -1,0 +1,75 @@
+# The C face of control.h, and of the Block that owns one.
+
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+
+cdef extern from "control.h" nogil:
+    enum:
+        DSM_BROKEN
+        DSM_RING
+        DSM_RANKS
+        DSM_NONE, DSM_RAISED, DSM_DIVERGED, DSM_LEFT, DSM_DIED, DSM_INTERRUPTED, DSM_TIMEOUT
+        DSM_STARTING, DSM_IDLE, DSM_UNPICKLING, DSM_COMPUTING, DSM_IN_LOOP, DSM_AT_BARRIER
+        DSM_AT_LOCK, DSM_AT_SLOT, DSM_PICKLING
+        DSM_PASS, DSM_WAIT, DSM_CLASH
+        DSM_ANYONE
+
+    ctypedef struct dsm_slot:
+        uint32_t seq, cancel, left, sleepers
+        int64_t next
+
+    ctypedef struct dsm_lock:
+        uint32_t word
+
+    ctypedef struct dsm_rank:
+        uint64_t launch, mailed, done, read
+        uint32_t outcome, length
+        uint64_t loops
+        int32_t pid
+        int32_t phase, line
+        int64_t number, n, chunk
+        int32_t schedule, at
+        int64_t low, high
+
+    ctypedef struct dsm_control:
+        uint32_t bell, left, gen, table, used
+        uint64_t reason, base
+        int32_t size
+        dsm_slot slots[8]
+        dsm_rank ranks[1024]
+
+    uint32_t LOAD(uint32_t *p)
+    uint64_t LOAD64 "LOAD"(uint64_t *p)
+    int64_t ADD64 "ADD"(int64_t *p, int64_t v)
+    void STORE(uint32_t *p, uint32_t v)
+    void STORE64 "STORE"(uint64_t *p, uint64_t v)
+    bint CAS(uint32_t *p, uint32_t *old, uint32_t v)
+
+    int dsm_sleep(uint32_t *word, uint32_t expected, int64_t us, uint32_t bits)
+    void dsm_wake(uint32_t *word, int many, uint32_t bits)
+    uint32_t dsm_bit(int32_t rank)
+    double dsm_now()
+    void dsm_poison(dsm_control *b, uint32_t reason, int32_t rank)
+    void dsm_repair(dsm_control *b)
+    uint64_t dsm_launch(dsm_control *b, int32_t size, uint64_t epoch)
+    void dsm_ring(dsm_control *b)
+    void dsm_done(dsm_control *b, int32_t rank, uint64_t epoch)
+    int dsm_arrive(dsm_control *b, int32_t rank, int32_t size, uint64_t signature)
+    int dsm_finish(dsm_control *b, int32_t rank, uint64_t history)
+    int dsm_take(uint32_t *word, int32_t rank, int waited, uint32_t *seen)
+    void dsm_give(uint32_t *word)
+    dsm_lock *dsm_named(dsm_control *b, uint64_t n0, uint64_t n1)
+    uint64_t dsm_mix(uint64_t h, uint64_t v)
+    uint64_t dsm_glance(const dsm_slot *s)
+    void dsm_leave(dsm_control *b, uint32_t number, int32_t size, int stealing)
+    int64_t dsm_taken(dsm_rank *owner, int slot)
+    int64_t dsm_steal(dsm_rank *victim, int slot, int64_t length, int owner)
+
+
+cdef class Block:
+    cdef dsm_control *b
+    cdef int pid               # of the process that mapped it: no other may unmap it
+    cdef int *watched          # pidfds that the caller looks at while it waits
+    cdef int watching
+    cdef int look(self) except -2
+    cdef bint ended(self, int size, uint64_t epoch) noexcept

@@ -1,0 +1,365 @@
+"""One rank's part in a region: barrier, locks, exchange, cancel; the Team that engines supply.
+
+The `process` engine gives every worker a Member over the crew's shared block, the `serial` engine
+one over private memory. Loops are loops.pyx; what a word means is control.h; the argument is
+engines/PROTOCOL.md, sections 4 to 6.
+
+Assumes
+-------
+A Member is used by one thread, the one that runs the kernel.
+"""
+
+import hashlib
+import os
+
+from cpython.exc cimport PyErr_CheckSignals
+from libc.errno cimport ETIMEDOUT
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+from dsmfor.errors import BarrierBroken, RegionError, RegionTimeout
+from dsmfor._native.block cimport *
+from dsmfor._native.block import PHASES, SCHEDULES
+
+# What a rank is at; indices into PLACES of block.pyx.
+cdef enum:
+    AT_NOTHING, AT_LOOP, AT_BARRIER, AT_SINGLE, AT_CRITICAL, AT_CANCEL
+
+cdef int64_t SLICE = 100_000  # us
+
+_MISSING = object()
+
+
+cdef class Lock:
+    """A named lock of the team, held in a ``with`` block; see `dsmfor.critical`."""
+
+    cdef Member member
+    cdef uint32_t *word
+    cdef readonly str name
+    cdef uint64_t epoch
+
+    def __enter__(self):
+        cdef Member m = self.member
+        cdef uint32_t seen = 0
+        cdef uint32_t mine = <uint32_t>(m.rank + 1)
+        if self.epoch != m.epoch:
+            raise RegionError(f"critical({self.name!r}) belongs to a region that has ended: call "
+                              "dsm.critical inside the kernel that uses it")
+        cdef int r = dsm_take(self.word, m.rank, 0, &seen)
+        if r > 0:
+            return self
+        if r == 0 and seen >> 2 == mine:
+            raise RegionError(f"rank {m.rank} holds critical({self.name!r}) already and would wait "
+                              "for itself: leave the outer block first, or give the inner one "
+                              "another name")
+        m.place(DSM_AT_LOCK, AT_CRITICAL, 0)
+        while r == 0:
+            m.wait(self.word, seen, 0.0)
+            r = dsm_take(self.word, m.rank, 1, &seen)
+        if r < 0:
+            m.released()
+        m.block.b.ranks[m.rank].phase = DSM_COMPUTING
+        return self
+
+    def __exit__(self, *exc):
+        dsm_give(self.word)
+
+    def __repr__(self):
+        return f"critical({self.name!r})"
+
+
+cdef class Member:
+    """A rank of a team.
+
+    Parameters
+    ----------
+    block : Block
+    rank, size : int
+    orphan : bool
+        True for the team of one that acts outside any region.
+    """
+
+    def __init__(self, Block block, int rank, int size, bint orphan=False):
+        self.block = block
+        self.rank = rank
+        self.orphan = orphan
+        self.locks = {}
+        self.begin(1, size)
+
+    def begin(self, uint64_t epoch, int size):
+        """Enter region `epoch`."""
+        self.epoch = epoch
+        self.size = size
+        self.loops = self.block.b.base
+        self.history = 1
+        self.exchanges = 0
+        self.open = NULL
+        self.making = False
+        self.fault = self.last = self.value = None
+        if self.locks:
+            self.locks.clear()
+        self.block.b.ranks[self.rank].phase = DSM_COMPUTING
+        self.block.b.ranks[self.rank].at = AT_NOTHING
+
+    def finish(self):
+        """The kernel has returned: the region's end, which does not wait.
+
+        Raises
+        ------
+        RegionError
+            A loop was left early, or this rank and another ran different loops and barriers.
+        """
+        cdef int clash
+        self.check("the end of the kernel")
+        self.block.b.ranks[self.rank].loops = self.loops
+        with nogil:
+            clash = dsm_finish(self.block.b, self.rank, self.history)
+        if clash == DSM_CLASH:
+            raise RegionError(self.diverged("the end of the kernel"))
+
+    def fail(self):
+        """An exception leaves the kernel: release the others."""
+        with nogil:
+            dsm_poison(self.block.b, DSM_RAISED, self.rank)
+
+    def end(self):
+        """The region is over: whatever still refers to it is stale."""
+        self.epoch = 0
+        self.open = NULL
+        self.fault = self.last = self.value = self.settings = None
+
+    # -- what others are told ------------------------------------------------------------------
+
+    @property
+    def in_loop(self):
+        """Whether this rank is inside the body of a loop."""
+        return self.open != NULL
+
+    @property
+    def broken(self):
+        """Whether the region has failed."""
+        return LOAD64(&self.block.b.reason) != 0
+
+    def last_index(self):
+        """(text, line, code) of the loop that was left last or is open, or None; for notes."""
+        if self.open != NULL:
+            return (<object>self.open).where()
+        return self.last
+
+    cdef int place(self, int phase, int at, int line) except -1:
+        cdef dsm_rank *r = &self.block.b.ranks[self.rank]
+        r.phase = phase
+        r.at = at
+        r.line = line
+        return 0
+
+    def diverged(self, str here):
+        """This rank's part of the message about ranks that diverge."""
+        cdef dsm_rank *r = &self.block.b.ranks[self.rank]
+        return f"rank {self.rank} of {self.size} came to {here}{self.loop_text()}"
+
+    def loop_text(self):
+        cdef dsm_rank *r = &self.block.b.ranks[self.rank]
+        if self.loops == self.block.b.base:
+            return ", having begun no loop"
+        chunk = f", chunk={r.chunk}" if r.chunk > 1 else ""
+        return (f", its loop number {r.number - <int64_t>self.block.b.base + 1} being over n={r.n} "
+                f"with schedule {SCHEDULES[r.schedule]!r}{chunk}")
+
+    cdef released(self):
+        """Raise what a rank gets that waits in a region that has failed elsewhere."""
+        cdef dsm_rank *r = &self.block.b.ranks[self.rank]
+        if self.fault is not None:
+            self.check("a wait")
+        raise BarrierBroken(f"rank {self.rank} of {self.size} was {PHASES[r.phase]}"
+                            f"{f' (line {r.line})' if r.line else ''} when the region failed in "
+                            f"another rank{self.loop_text()}")
+
+    cdef int check(self, str what) except -1:
+        """Refuse to go on after a loop that was left early, or within one."""
+        if self.fault is not None:
+            text, line, code = self.fault
+            raise RegionError(text)
+        if self.open != NULL:
+            index, line, code = (<object>self.open).where()
+            raise RegionError(
+                f"{what} was reached inside the loop of line {line}, which has not ended "
+                f"({index}): every rank must finish every loop before it. Leave a loop with "
+                "dsm.cancel(), not with break or return, and put barriers between loops")
+        return 0
+
+    cdef void left_early(self, str text, str index, int line, object code) noexcept:
+        """A loop's iterator died before its end: the region cannot be completed."""
+        self.open = NULL
+        self.last = (index, line, code)
+        if self.fault is None:
+            self.fault = (text, line, code)
+        dsm_poison(self.block.b, DSM_LEFT, self.rank)
+
+    # -- waiting -------------------------------------------------------------------------------
+
+    cdef int wait(self, uint32_t *word, uint32_t seen, double until) except -1:
+        """One slice of sleep on `word` while it is `seen`; signals are honoured."""
+        cdef int64_t us = SLICE
+        cdef int error
+        if until:
+            us = min(us, <int64_t>((until - dsm_now()) * 1e6))
+            if us <= 0:
+                return 1
+        with nogil:
+            error = dsm_sleep(word, seen, us, DSM_ANYONE)
+        if error:
+            PyErr_CheckSignals()
+        return 0
+
+    cdef int meet(self, int at, int line, double timeout) except -1:
+        """A barrier with all others, at a place that must be the same for all."""
+        cdef dsm_control *b = self.block.b
+        cdef double until = dsm_now() + timeout if timeout > 0 else 0.0
+        cdef int r
+        cdef uint32_t now
+        cdef uint32_t before = LOAD(&b.gen)
+        cdef uint64_t signature = dsm_mix(self.history, <uint64_t>at << 32 | <uint32_t>line) | 1
+        self.place(DSM_AT_BARRIER, at, line)
+        if before & DSM_BROKEN:
+            self.released()
+        with nogil:
+            r = dsm_arrive(b, self.rank, self.size, signature)
+        if r == DSM_CLASH:
+            what = ("the end of its loop", "a barrier", "single")[at - AT_LOOP]
+            raise RegionError(self.diverged(f"{what} at line {line}"))
+        while r == DSM_WAIT:
+            if self.wait(&b.gen, before, until):
+                dsm_poison(b, DSM_RAISED, self.rank)
+                raise RegionTimeout(
+                    f"rank {self.rank} of {self.size} waited {timeout:g} s at the barrier of line "
+                    f"{line} and the others did not come: {self.absent()}")
+            now = LOAD(&b.gen)
+            if (now ^ before) & ~<uint32_t>DSM_BROKEN:
+                break
+            if now & DSM_BROKEN:
+                self.released()
+        b.ranks[self.rank].phase = DSM_COMPUTING
+        return 0
+
+    def absent(self):
+        """The ranks that are not at a barrier, in words."""
+        places = [(r, self.block.place(r)) for r in range(self.size)]
+        return ", ".join(f"rank {r} is {p['phase']}" for r, p in places
+                         if p["phase"] != PHASES[DSM_AT_BARRIER]) or "they have come just now"
+
+    # -- the verbs -----------------------------------------------------------------------------
+
+    def barrier(self, int line, double timeout=0.0):
+        """Wait until every rank is here."""
+        self.check(f"the barrier of line {line}")
+        self.meet(AT_BARRIER, line, timeout)
+
+    def lock(self, str name):
+        """The team's lock of that name."""
+        cdef Lock lock = self.locks.get(name)
+        cdef dsm_control *b = self.block.b
+        cdef dsm_lock *entry
+        cdef uint32_t seen = 0
+        cdef int r
+        cdef uint64_t n0, n1
+        if lock is not None:
+            return lock
+        digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        n0 = int.from_bytes(digest[:8], "little") | 1
+        n1 = int.from_bytes(digest[8:], "little")
+        r = dsm_take(&b.table, self.rank, 0, &seen)
+        while r == 0:
+            self.wait(&b.table, seen, 0.0)
+            r = dsm_take(&b.table, self.rank, 1, &seen)
+        if r < 0:
+            self.released()
+        entry = dsm_named(b, n0, n1)
+        dsm_give(&b.table)
+        if entry == NULL:
+            raise RegionError(f"critical({name!r}) would be the {1025}th name of a team, which has "
+                              "room for 1024: take a lock per group of items, not one per item")
+        lock = Lock.__new__(Lock)
+        lock.member = self
+        lock.word = &entry.word
+        lock.name = name
+        lock.epoch = self.epoch
+        self.locks[name] = lock
+        return lock
+
+    def exchange(self, int line, make):
+        """Rank 0 calls `make`; every rank returns its value, after a barrier."""
+        self.check(f"single at line {line}")
+        cdef uint32_t area = self.exchanges & 1
+        value = None
+        if self.rank == 0:
+            self.making = True
+            try:
+                value = make()
+            finally:
+                self.making = False
+            if self.size > 1:
+                self.carrier.publish(area, value)
+        self.exchanges += 1
+        self.meet(AT_SINGLE, line, 0.0)
+        if self.rank != 0:
+            value = self.carrier.collect(0, area)
+        return value
+
+    # -- loops and cancelling ------------------------------------------------------------------
+
+    cdef uint64_t enter_loop(self, void *loop, uint64_t digest, int line) except? 0:
+        """Take the next loop number and wait until its slot is free."""
+        cdef uint64_t number = self.loops
+        cdef dsm_slot *s = &self.block.b.slots[number % DSM_RING]
+        cdef uint32_t mine = <uint32_t>number << 1
+        cdef uint32_t now
+        if self.fault is not None:
+            self.check("a loop")
+        self.loops += 1
+        self.history = dsm_mix(self.history, digest)
+        while True:
+            now = LOAD(&s.seq)
+            if now == mine:
+                break
+            if now & DSM_BROKEN:
+                self.released()
+            self.block.b.ranks[self.rank].phase = DSM_AT_SLOT
+            STORE(&s.sleepers, 1)
+            now = LOAD(&s.seq)
+            if now != mine and not now & DSM_BROKEN:
+                self.wait(&s.seq, now, 0.0)
+        self.place(DSM_IN_LOOP, AT_LOOP, line)
+        self.open = loop
+        self.value = None
+        return number
+
+    def cancel(self, value):
+        """End the loop that this rank is in, for the whole team; the first value stands."""
+        if self.open == NULL:
+            raise RegionError("cancel() was called outside any prange, pslices or ptiles loop: it "
+                              "ends the innermost loop of the team, so call it in the loop's body")
+        cdef uint64_t number = (<object>self.open).number
+        cdef dsm_slot *s = &self.block.b.slots[number % DSM_RING]
+        cdef uint32_t nobody = 0
+        cdef int area = 2 + <int>(number % DSM_RING)
+        if LOAD(&s.cancel):
+            return
+        if self.size > 1:
+            self.carrier.publish(area, value)
+        if CAS(&s.cancel, &nobody, <uint32_t>(self.rank + 1)):
+            self.value = value
+
+    cdef int collect_cancel(self, uint64_t number) except -1:
+        """Read the value that loop `number` was cancelled with, before leaving its slot."""
+        cdef uint32_t who = LOAD(&self.block.b.slots[number % DSM_RING].cancel)
+        if who == 0:
+            self.value = None
+        elif <int>who - 1 != self.rank:
+            self.value = self.carrier.collect(<int>who - 1, 2 + <int>(number % DSM_RING))
+        return 0
+
+    def cancelled(self):
+        """What this rank's loop was cancelled with: the one it is in, else its last; or None."""
+        if self.open != NULL:
+            self.collect_cancel((<object>self.open).number)
+        return self.value

@@ -1,0 +1,407 @@
+"""NumPy arrays whose memory is shared: creation, and the handles by which they travel.
+
+Each function here makes what the NumPy function of the same name makes, a plain `numpy.ndarray`
+with the same dtype, shape, strides and values, over the bytes of a segment of its own. Memory is
+the business of `dsmfor.segments`; which memory an array lies in, of `dsmfor._native.registry`.
+
+A *handle* says where an array lies, in a few integers and a dtype. It is what crosses to another
+process in the array's stead, for any view of a shared array as for the array itself.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, Literal, SupportsIndex, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from dsmfor import segments, team
+from dsmfor._native import registry
+
+__all__ = [
+    "Handle",
+    "array",
+    "empty",
+    "empty_like",
+    "full",
+    "full_like",
+    "handle",
+    "is_shared",
+    "ones",
+    "ones_like",
+    "rebuild",
+    "zeros",
+    "zeros_like",
+]
+
+Array: TypeAlias = NDArray[Any]
+Shape: TypeAlias = Any  # an integer or a sequence of integers; checked by _shape
+Order: TypeAlias = Literal["C", "F"]
+LikeOrder: TypeAlias = Literal["C", "F", "A", "K"]
+Handle: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...], "str | np.dtype[Any]", bool]
+"""(segment, offset, shape, strides, dtype or its letter, writeable)"""
+
+_MAX_BYTES = 2**63 - 1
+
+
+def zeros(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> Array:
+    """A shared array of zeros.
+
+    Parameters
+    ----------
+    shape : int or sequence of ints
+        Lengths of its dimensions.
+    dtype : dtype, default float
+        Any dtype of fixed size: numbers, structured, big-endian, datetime64, fixed-length strings.
+    order : {"C", "F"}
+        Row-major or column-major.
+
+    Returns
+    -------
+    ndarray of `dtype`, shape `shape`
+        An ordinary ndarray in shared memory. A view of it is shared as well. It frees itself when
+        the last reference goes. An array without any bytes is not shared: there is nothing to.
+
+    Raises
+    ------
+    SharedMemoryFull
+        It does not fit; nothing was taken.
+    TypeError
+        The dtype holds references (``object``, ``StringDType``), or the shape is not of integers.
+    ValueError
+        A length is negative, or there are too many of them.
+    RegionError
+        Called by a rank of a region, where every rank would make its own: use ``dsm.single``.
+
+    Examples
+    --------
+    >>> import dsmfor as dsm
+    >>> dsm.zeros((2, 3))
+    array([[0., 0., 0.],
+           [0., 0., 0.]])
+    """
+    return _new("zeros", shape, dtype, order)
+
+
+def empty(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> Array:
+    """A shared array whose values mean nothing yet.
+
+    Parameters, result and errors are those of `zeros`. Fresh shared memory happens to read zero,
+    so `zeros` costs no more.
+
+    Examples
+    --------
+    >>> import dsmfor as dsm
+    >>> dsm.empty((2, 3), dtype="i4").shape
+    (2, 3)
+    """
+    return _new("empty", shape, dtype, order)
+
+
+def ones(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> Array:
+    """A shared array of ones.
+
+    Parameters, result and errors are those of `zeros`.
+
+    Examples
+    --------
+    >>> import dsmfor as dsm
+    >>> dsm.ones(3, dtype=int)
+    array([1, 1, 1])
+    """
+    return _filled(_new("ones", shape, dtype, order), 1)
+
+
+def full(
+    shape: Shape, fill_value: ArrayLike, dtype: DTypeLike | None = None, order: Order = "C"
+) -> Array:
+    """A shared array filled with a value.
+
+    Parameters
+    ----------
+    shape : int or sequence of ints
+        Lengths of its dimensions.
+    fill_value : scalar or array_like
+        The value, broadcast to `shape`.
+    dtype : dtype, optional
+        By default that of ``numpy.asarray(fill_value)``.
+    order : {"C", "F"}
+        Row-major or column-major.
+
+    Returns
+    -------
+    ndarray of `dtype`, shape `shape`
+        As `zeros` returns it; it raises the same errors.
+
+    Examples
+    --------
+    >>> import dsmfor as dsm
+    >>> dsm.full(3, 7)
+    array([7, 7, 7])
+    """
+    if dtype is None:
+        dtype = np.asarray(fill_value).dtype
+    return _filled(_new("full", shape, dtype, order), fill_value)
+
+
+def zeros_like(
+    a: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = "K", shape: Shape = None
+) -> Array:
+    """A shared array of zeros with the shape and dtype of another array.
+
+    Parameters
+    ----------
+    a : array_like
+        The model.
+    dtype : dtype, optional
+        In place of the model's.
+    order : {"K", "C", "F", "A"}
+        "K" keeps the model's layout as closely as possible, "A" is "F" for a column-major model
+        and "C" for any other.
+    shape : int or sequence of ints, optional
+        In place of the model's.
+
+    Returns
+    -------
+    ndarray
+        A plain one, whatever subclass the model is. As `zeros` returns it; the same errors.
+
+    Examples
+    --------
+    >>> import dsmfor as dsm
+    >>> dsm.zeros_like([1, 2, 3])
+    array([0, 0, 0])
+    """
+    return _new_like("zeros_like", a, dtype, order, shape)
+
+
+def empty_like(
+    a: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = "K", shape: Shape = None
+) -> Array:
+    """A shared array like another one, whose values mean nothing yet.
+
+    Parameters, result and errors are those of `zeros_like`.
+
+    Examples
+    --------
+    >>> import dsmfor as dsm
+    >>> dsm.empty_like([1.0, 2.0]).shape
+    (2,)
+    """
+    return _new_like("empty_like", a, dtype, order, shape)
+
+
+def ones_like(
+    a: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = "K", shape: Shape = None
+) -> Array:
+    """A shared array of ones with the shape and dtype of another array.
+
+    Parameters, result and errors are those of `zeros_like`.
+
+    Examples
+    --------
+    >>> import dsmfor as dsm
+    >>> dsm.ones_like([5, 6])
+    array([1, 1])
+    """
+    return _filled(_new_like("ones_like", a, dtype, order, shape), 1)
+
+
+def full_like(
+    a: ArrayLike,
+    fill_value: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: LikeOrder = "K",
+    shape: Shape = None,
+) -> Array:
+    """A shared array filled with a value, with the shape and dtype of another array.
+
+    The other parameters, result and errors are those of `zeros_like`; `fill_value` is broadcast.
+
+    Examples
+    --------
+    >>> import dsmfor as dsm
+    >>> dsm.full_like([1, 2], 9)
+    array([9, 9])
+    """
+    return _filled(_new_like("full_like", a, dtype, order, shape), fill_value)
+
+
+def array(obj: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = "K") -> Array:
+    """A shared copy of an array, or of what NumPy makes an array of.
+
+    Parameters
+    ----------
+    obj : array_like
+        What to copy.
+    dtype : dtype, optional
+        By default that of ``numpy.asarray(obj)``.
+    order : {"K", "C", "F", "A"}
+        As in `zeros_like`.
+
+    Returns
+    -------
+    ndarray
+        A plain one with the values of `obj`. As `zeros` returns it; the same errors.
+
+    Examples
+    --------
+    >>> import dsmfor as dsm
+    >>> dsm.array([[1, 2], [3, 4]])
+    array([[1, 2],
+           [3, 4]])
+    """
+    team.check_creation("array")
+    if dtype is not None and isinstance(obj, np.ndarray) and not _adapts(np.dtype(dtype)):
+        source, final = np.asarray(obj), np.dtype(dtype)  # cast while copying
+    else:
+        source = np.asarray(obj, dtype=dtype)
+        final = source.dtype
+    result = _new_like("array", source, final, order, None)
+    np.copyto(result, source, casting="unsafe")
+    return result
+
+
+def handle(a: Array) -> Handle | None:
+    """Where an array lies in shared memory, or None if it does not.
+
+    Raises
+    ------
+    ValueError
+        It begins in a shared array and reaches beyond it.
+    """
+    return registry.handle(a)
+
+
+def rebuild(handle: Handle) -> Array:
+    """The array that a handle describes, over the memory of its segment in this process.
+
+    Raises
+    ------
+    DSMError
+        The segment is not known here.
+    ValueError
+        The handle does not fit its segment.
+    """
+    segment, offset, shape, strides, token, writeable = handle
+    return registry.view(segments.fetch(segment), offset, shape, strides, token, writeable)
+
+
+def is_shared(a: object) -> bool:
+    """Whether an object is an ndarray in shared memory, a view or not."""
+    return isinstance(a, np.ndarray) and registry.handle(a) is not None
+
+
+# ---------------------------------------------------------------------------------------------
+# Everything is checked here before a byte is taken: SharedArray and NumPy's own constructors
+# over a buffer do not fail well.
+
+
+def _new(name: str, shape: Shape, dtype: DTypeLike | None, order: str | None) -> Array:
+    team.check_creation(name)
+    final, inner = _dtype(name, dtype)
+    return _allocate(name, _shape(name, shape) + inner, final, _order(name, order, "CF"))
+
+
+def _new_like(
+    name: str, model: ArrayLike, dtype: DTypeLike | None, order: str | None, shape: Shape
+) -> Array:
+    team.check_creation(name)
+    model = np.asarray(model)
+    final, inner = _dtype(name, model.dtype if dtype is None else dtype)
+    dims = model.shape if shape is None else _shape(name, shape)
+    order = _order(name, order, "CFAK")
+    flags = model.flags
+    if order == "A":
+        order = "F" if flags.fnc else "C"
+    elif order == "K":
+        if flags.c_contiguous or model.ndim <= 1 or len(dims) != model.ndim:
+            order = "C"
+        elif flags.f_contiguous:
+            order = "F"
+    if order != "K":
+        return _allocate(name, dims + inner, final, order)
+    # The widest stride first, as in the model: an array so transposed is row-major.
+    axes = sorted(range(model.ndim), key=lambda axis: -abs(model.strides[axis]))
+    packed = _allocate(name, tuple(dims[axis] for axis in axes) + inner, final, "C")
+    back = sorted(range(model.ndim), key=axes.__getitem__)
+    return packed.transpose(*back, *range(model.ndim, packed.ndim))
+
+
+def _filled(target: Array, value: ArrayLike) -> Array:
+    np.copyto(target, value, casting="unsafe")
+    return target
+
+
+def _allocate(name: str, dims: tuple[int, ...], dtype: np.dtype[Any], order: str) -> Array:
+    """A view in C or F order over a new segment, fresh and zero."""
+    limit = 64  # NumPy's
+    if len(dims) > limit:
+        raise ValueError(
+            f"{name} makes arrays of at most {limit} dimensions, got {len(dims)}; "
+            "combine some of them into one"
+        )
+    nbytes = math.prod(dims) * dtype.itemsize
+    if nbytes == 0:
+        return np.zeros(dims, dtype, order="F" if order == "F" else "C")
+    if nbytes > _MAX_BYTES:
+        raise ValueError(
+            f"{name} cannot make an array of shape {dims} and {nbytes} bytes: no address reaches "
+            f"beyond {_MAX_BYTES}; check the shape for a wrong factor"
+        )
+    buffer = segments.create(nbytes)
+    return np.ndarray(dims, dtype, buffer, order="F" if order == "F" else "C")
+
+
+def _dtype(name: str, dtype: DTypeLike | None) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """The dtype as an array has it, and the dimensions that a subarray dtype adds."""
+    model = np.empty(0, dtype)
+    final = model.dtype
+    if final.hasobject or final.kind == "T":
+        raise TypeError(
+            f"{name} cannot share dtype {final}: it holds references to objects of one process; "
+            "use a dtype of fixed size, for text a fixed length such as 'U20' or 'S20', or pass "
+            "the objects as a list"
+        )
+    return final, model.shape[1:]
+
+
+def _adapts(dtype: np.dtype[Any]) -> bool:
+    """Whether the values decide the final size or unit, or the dtype brings more dimensions."""
+    return dtype.itemsize == 0 or dtype.subdtype is not None or dtype.kind in "mM"
+
+
+def _shape(name: str, shape: Shape) -> tuple[int, ...]:
+    try:
+        lengths: list[SupportsIndex] = [operator.index(shape)]
+    except TypeError:
+        try:
+            lengths = list(shape)
+        except TypeError:
+            raise TypeError(_not_a_shape(name, shape)) from None
+    dims = []
+    for length in lengths:
+        try:
+            dims.append(operator.index(length))
+        except TypeError:
+            raise TypeError(_not_a_shape(name, shape)) from None
+    if any(length < 0 for length in dims):
+        raise ValueError(f"{name} takes a shape without negative lengths, got {shape!r}")
+    return tuple(dims)
+
+
+def _not_a_shape(name: str, shape: Shape) -> str:
+    return (
+        f"{name} takes an integer or a sequence of integers as its shape, got {shape!r}; "
+        "divide with // or round with int()"
+    )
+
+
+def _order(name: str, order: object, allowed: str) -> str:
+    found = "C" if order is None else order
+    if isinstance(found, str) and len(found) == 1 and found.upper() in allowed:
+        return found.upper()
+    choices = ", ".join(repr(each) for each in allowed)
+    raise ValueError(f"{name} takes an order among {choices}, got {order!r}")

@@ -1,0 +1,1 @@
+"""What carries a team: ``serial`` in this process, ``process`` on persistent workers."""

@@ -1,0 +1,112 @@
+"""Messages with descriptors over a SEQPACKET socket: one `send` is one `receive`.
+
+Used between caller, warden and workers, all of one user and started by one another. Bulk goes
+through shared pages; these letters are small, and one that is not travels in a memfd.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import pickle
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from dsmfor._native.block import memfd, seal
+from dsmfor.errors import DSMError
+
+__all__ = ["MOST_DESCRIPTORS", "pair", "receive", "send"]
+
+MOST_DESCRIPTORS = 200  # in one letter; the kernel refuses more than 253
+_INLINE = 32 * 1024
+_ANCILLARY = socket.CMSG_SPACE((MOST_DESCRIPTORS + 1) * array.array("i").itemsize)
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """Two connected ends; neither survives an exec unless made inheritable."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(end: socket.socket, message: object, descriptors: Sequence[int] = ()) -> None:
+    """Send a message of plain data and up to `MOST_DESCRIPTORS` descriptors.
+
+    Raises
+    ------
+    OSError
+        The other end is gone.
+    """
+    data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+    if len(data) <= _INLINE:
+        socket.send_fds(end, [b"\0" + data], descriptors)
+        return
+    bulk = envelope(data)
+    try:
+        socket.send_fds(end, [b"\1"], [*descriptors, bulk])
+    finally:
+        os.close(bulk)
+
+
+def envelope(data: bytes) -> int:
+    """A descriptor of bytes that nobody can change any more."""
+    fd = memfd("dsmfor letter", max(len(data), 1))
+    try:
+        written = 0
+        while written < len(data):
+            written += os.pwrite(fd, data[written : written + (1 << 30)], written)
+        seal(fd, now=True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def contents(fd: int, nbytes: int | None = None) -> bytes:
+    """The bytes of an `envelope`."""
+    total = os.fstat(fd).st_size if nbytes is None else nbytes
+    parts = []
+    offset = 0
+    while offset < total:
+        part = os.pread(fd, min(total - offset, 1 << 30), offset)
+        if not part:
+            raise DSMError(f"a letter of {total} bytes ended after {offset}")
+        parts.append(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def receive(end: socket.socket) -> tuple[Any, list[int]] | None:
+    """The next message and its descriptors, or None when the other end is gone.
+
+    Raises
+    ------
+    DSMError
+        Descriptors were lost because this process may open no more; the message cannot be used.
+    """
+    try:
+        data, ancillary, flags, _ = end.recvmsg(
+            2 * _INLINE, _ANCILLARY, socket.MSG_CMSG_CLOEXEC
+        )
+    except ConnectionResetError:
+        return None
+    numbers = array.array("i")
+    for level, kind, body in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            numbers.frombytes(body[: len(body) - len(body) % numbers.itemsize])
+    descriptors = list(numbers)
+    if flags & socket.MSG_CTRUNC:
+        for fd in descriptors:
+            os.close(fd)
+        raise DSMError(
+            "descriptors of shared arrays were lost: this process may open no more files; raise "
+            "the limit (ulimit -n) or hold fewer arrays at a time"
+        )
+    if not data:
+        return None
+    if data[0] == 0:
+        return pickle.loads(data[1:]), descriptors
+    bulk = descriptors.pop()
+    try:
+        return pickle.loads(contents(bulk)), descriptors
+    finally:
+        os.close(bulk)

@@ -1,0 +1,284 @@
+"""Starting the warden, and the caller's line to it.
+
+The warden is exec'd with what it needs on its command line and nothing else: no guard in the
+user's ``__main__`` is needed, none of the user's threads or locks come along. It is handed the
+caller's pidfd, so it learns of the caller's end from the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsmfor.engines.channel import receive, send
+from dsmfor.engines.worker import BLAS_VARIABLES
+from dsmfor.errors import DSMError
+
+__all__ = ["Recruit", "WardenGone", "WardenLine"]
+
+_START = 60.0  # seconds that a warden or worker may take to come up on a loaded machine
+_SOURCE = """\
+import sys
+for place in {path!r}:
+    if place not in sys.path: sys.path.append(place)
+from dsmfor.engines.warden import main
+main({fd}, {pidfd}, {path!r})
+"""
+
+
+class WardenGone(Exception):
+    """The warden process has ended; its workers end with it."""
+
+
+class Recruit:
+    """What the caller holds of a worker process: its pid, pidfd and socket."""
+
+    def __init__(self, pid: int, incarnation: int, pidfd: int, end: socket.socket) -> None:
+        self.pid = pid
+        self.incarnation = incarnation  # its number in the ids of the segments that it makes
+        self.pidfd = pidfd
+        self.end = end
+
+    def close(self) -> None:
+        self.end.close()
+        fd, self.pidfd = self.pidfd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        return bool(_ready([self.pidfd], 0.0))
+
+    def receive_outcome(self) -> tuple[int, int]:
+        """Descriptor and length of an outcome that did not fit the page."""
+        letter = receive(self.end)
+        if letter is None:
+            raise DSMError(f"worker process {self.pid} announced a large result and has gone")
+        (_, length), descriptors = letter
+        return descriptors[0], length
+
+
+class WardenLine:
+    """A warden, and the messages to and from it. Not thread-safe; process.py guards it."""
+
+    def __init__(self) -> None:
+        self.obituaries: dict[int, int] = {}  # pid of a dead worker -> exit code
+        self._incarnation = 0
+        self.version = 0
+        self.settings: dict[str, Any] = {}
+        self._seen: tuple[dict[Any, Any], list[str], str] = ({}, [], "")
+        self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            self.pid = _exec_warden(theirs)
+        except BaseException:
+            self.end.close()
+            raise
+        finally:
+            theirs.close()
+        self.pidfd = os.pidfd_open(self.pid)
+        self.follow()
+        self._await("ready")
+
+    def gone(self) -> bool:
+        """Whether the warden has ended."""
+        return self.pidfd < 0 or bool(_ready([self.pidfd], 0.0))
+
+    def tell(self, *message: object, fds: Sequence[int] = ()) -> None:
+        """Send the warden a message."""
+        try:
+            send(self.end, message, fds)
+        except OSError:
+            raise WardenGone from None
+
+    def _next(self, seconds: float) -> tuple[Any, list[int]] | None:
+        """The next message, or None after `seconds`. Obituaries are filed, not returned."""
+        while True:
+            ready = _ready([self.end.fileno(), self.pidfd], seconds)
+            if not ready:
+                return None
+            letter = receive(self.end) if self.end.fileno() in ready else None
+            if letter is None:
+                raise WardenGone
+            message, descriptors = letter
+            if message[0] != "died":
+                return message, descriptors
+            _, _, _, pid, code = message
+            self.obituaries[pid] = code
+            return letter
+
+    def _await(self, verb: str) -> tuple[Any, list[int]]:
+        while True:
+            letter = self._next(_START)
+            if letter is None:
+                raise DSMError(
+                    f"the warden (pid {self.pid}) did not answer within {_START:g} s; "
+                    "it may be stopped, or the machine overloaded"
+                )
+            if letter[0][0] == verb:
+                return letter
+            if letter[0][0] == "failed":
+                _, _, rank, error = letter[0]
+                raise DSMError(
+                    f"worker {rank} could not be started: {error}; lower workers= or raise the "
+                    "limit on processes (ulimit -u)"
+                )
+
+    def read_obituaries(self, *, block: bool, pids: Iterable[int] = ()) -> None:
+        """File what has come; with `block`, wait until `pids` are all among the dead."""
+        wanted = set(pids)
+        while True:
+            settled = not block or wanted <= self.obituaries.keys()
+            if self._next(0.0 if settled else _START) is None:
+                if settled:
+                    return
+                raise DSMError(
+                    f"the warden (pid {self.pid}) does not tell of the end of {sorted(wanted)}; "
+                    "it may be stopped"
+                )
+
+    def spawn(
+        self, crew: int, ranks: Sequence[int], epoch: int
+    ) -> dict[int, tuple[Recruit, int]]:
+        """Fork workers for ranks of a crew: by rank, the recruit and its page's descriptor."""
+        self.follow()
+        incarnations = {}
+        for rank in ranks:
+            self._incarnation += 1
+            incarnations[rank] = self._incarnation
+            self.tell("spawn", crew, rank, self._incarnation, epoch)
+        recruits: dict[int, Recruit] = {}
+        pages: dict[int, tuple[Recruit, int]] = {}
+        try:
+            for _ in ranks:
+                (_, _, rank, pid), (end, pidfd) = self._await("spawned")
+                recruits[rank] = Recruit(
+                    pid, incarnations[rank], pidfd, socket.socket(fileno=end)
+                )
+            for rank, recruit in recruits.items():
+                pages[rank] = recruit, self._hello(rank, recruit)
+        except BaseException:
+            with contextlib.suppress(WardenGone):
+                self.tell("kill", [recruit.pid for recruit in recruits.values()])
+            for recruit in recruits.values():
+                recruit.close()
+            raise
+        return pages
+
+    def _hello(self, rank: int, recruit: Recruit) -> int:
+        """Wait for a new worker's first words; the descriptor of its page."""
+        ready = _ready([recruit.end.fileno(), recruit.pidfd], _START)
+        letter = receive(recruit.end) if recruit.end.fileno() in ready else None
+        if letter is None:
+            raise DSMError(
+                f"worker {rank} (pid {recruit.pid}) ended while it started; "
+                "its message is on stderr"
+            )
+        return letter[1][0]
+
+    def get(self, key: tuple[Any, ...]) -> int:
+        """A descriptor that a worker left with the warden."""
+        self.tell("get", key)
+        _, descriptors = self._await("got")
+        if not descriptors:
+            raise DSMError(f"no worker has left {key} with the warden; its owner has gone")
+        return descriptors[0]
+
+    def follow(self) -> bool:
+        """See whether environment, module path or directory have changed since the last look.
+
+        A new `version` of `settings` is for every worker, those to come included.
+        """
+        environ: dict[Any, Any] = os.environ._data  # type: ignore[attr-defined]  # 30 x os.environ
+        try:
+            cwd = os.getcwd()
+        except FileNotFoundError:
+            cwd = self._seen[2]
+        if self._seen == (environ, sys.path, cwd):
+            return False
+        self._seen = (dict(environ), list(sys.path), cwd)
+        self.version += 1
+        self.settings = {"environ": dict(os.environ), "path": list(sys.path), "cwd": cwd}
+        self.tell("settings", self.settings)
+        return True
+
+    def close(self) -> None:
+        """Let go of our ends; a warden that lives sees it and ends with its workers."""
+        self.end.close()
+        fd, self.pidfd = self.pidfd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def stop(self) -> None:
+        """End the warden and its workers, and wait until they are gone."""
+        pidfd = self.pidfd
+        self.end.close()
+        if pidfd >= 0 and not _ready([pidfd], 5.0):
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            _ready([pidfd], 5.0)
+        with contextlib.suppress(ChildProcessError):  # the user may have reaped all children
+            os.waitpid(self.pid, 0)
+        self.close()
+
+
+def _ready(fds: list[int], seconds: float) -> set[int]:
+    """The descriptors that are readable or closed, within `seconds`."""
+    poll = select.poll()
+    for fd in fds:
+        poll.register(fd, select.POLLIN)
+    return {fd for fd, _ in poll.poll(seconds * 1000)}
+
+
+def _exec_warden(end: socket.socket) -> int:
+    """Start the warden process with its end of the line; its pid."""
+    if not sys.executable:
+        raise DSMError(
+            "sys.executable is empty: this Python is embedded in another program, which must set "
+            "it to the path of a Python interpreter before dsmfor can start workers"
+        )
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        path = [os.path.abspath(place) if place else place for place in sys.path]
+        here = str(Path(__file__).resolve().parent.parent.parent)
+        if here not in path:  # dsmfor was found by an import hook, as editable installs are
+            path.append(here)
+        packages = str(Path(np.__file__).resolve().parent.parent)
+        if packages not in path:
+            path.append(packages)
+        source = _SOURCE.format(path=path, fd=end.fileno(), pidfd=pidfd)
+        environ = dict(os.environ) | dict.fromkeys(BLAS_VARIABLES, "1")
+        os.set_inheritable(end.fileno(), True)
+        os.set_inheritable(pidfd, True)
+        return os.posix_spawn(
+            sys.executable,
+            [sys.executable, *_interpreter_flags(), "-P", "-c", source],
+            environ,
+            file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
+            setsid=True,
+            setsigmask=[],
+        )
+    finally:
+        os.close(pidfd)
+
+
+def _interpreter_flags() -> list[str]:
+    """The options of this interpreter that change how code runs."""
+    flags = []
+    for name, flag in (
+        ("optimize", "-O"), ("dont_write_bytecode", "-B"), ("no_user_site", "-s"),
+        ("no_site", "-S"), ("isolated", "-I"), ("ignore_environment", "-E"),
+    ):
+        flags += [flag] * int(getattr(sys.flags, name))
+    flags += [f"-W{option}" for option in sys.warnoptions]
+    for name, value in sys._xoptions.items():
+        flags.append(f"-X{name}" if value is True else f"-X{name}={value}")
+    return flags

@@ -1,0 +1,158 @@
+"""Pages and the mailbox: how many bytes lie where in them, and the areas by which ranks share.
+
+A page is written by one process and read by others (`_native.block.Page`). The mailbox is the
+caller's: a head, then one region's message. Every worker has a page: its outcome, the two halves
+that `single` alternates between, and one area per loop slot for `cancel`. When an area may be
+written again is PROTOCOL.md, section 5.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from typing import Any
+
+from dsmfor import segments
+from dsmfor._native.block import Block, Page
+from dsmfor.engines.channel import contents, envelope, receive, send
+from dsmfor.errors import DSMError
+from dsmfor.pickling import dump, load
+
+__all__ = ["MAILBOX", "OUTCOME", "PAGE", "Areas", "Broker", "post", "read_post"]
+
+MAILBOX = 128 * 1024
+OUTCOME = 64 * 1024  # bytes of a page that belong to the outcome, from its start
+_AREA = 8 * 1024
+_AREAS = 2 + 8  # exchanges, loop slots
+PAGE = OUTCOME + _AREAS * _AREA
+
+_HEAD = struct.Struct("=QQ")  # epoch, length of the message or ELSEWHERE
+_LENGTH = struct.Struct("=Q")
+ELSEWHERE = (1 << 64) - 1  # the bytes did not fit and travel in a memfd
+
+
+def post(mailbox: Page, epoch: int, data: bytes | None) -> None:
+    """Write a region's message, or that it came by letter."""
+    if data is None:
+        mailbox.write(0, _HEAD.pack(epoch, ELSEWHERE))
+    else:
+        mailbox.write(0, _HEAD.pack(epoch, len(data)) + data)
+
+
+def fits_mailbox(data: bytes) -> bool:
+    """Whether `post` has room for the message."""
+    return _HEAD.size + len(data) <= MAILBOX
+
+
+def read_post(mailbox: Page, epoch: int) -> bytes | None:
+    """The message of region `epoch`, or None if it came by letter."""
+    found, length = _HEAD.unpack(mailbox.read(0, _HEAD.size))
+    if found != epoch:
+        raise DSMError(f"the mailbox holds region {found}, region {epoch} was launched")
+    return None if length == ELSEWHERE else mailbox.read(_HEAD.size, length)
+
+
+class Broker:
+    """A worker's line to the warden, where descriptors wait for whoever asks.
+
+    Parameters
+    ----------
+    end : socket
+        The worker's end.
+    creator : int
+        The number of this process in the ids of the segments that it makes.
+    """
+
+    def __init__(self, end: socket.socket, creator: int) -> None:
+        self._end = end
+        self._creator = creator
+        self._put: set[int] = set()  # segments of ours that the warden holds
+        self.exported: dict[int, Any] = {}  # roots that results name, until the caller lets go
+        self.lent: dict[int, Any] = {}  # roots that peers were told of, until the region is over
+
+    def put(self, key: tuple[Any, ...], fd: int) -> None:
+        """Leave a descriptor under `key`; when this returns, everybody can get it."""
+        send(self._end, ("put", key), [fd])
+        self._answer()
+
+    def get(self, key: tuple[Any, ...]) -> int:
+        """A descriptor that someone left under `key`."""
+        send(self._end, ("get", key))
+        descriptors = self._answer()
+        if not descriptors:
+            raise DSMError(f"no worker has left {key} with the warden; its owner has gone")
+        return descriptors[0]
+
+    def drop(self, segment: int) -> None:
+        """Have the warden let go of a segment of ours."""
+        if segment in self._put:
+            self._put.discard(segment)
+            send(self._end, ("drop", ("segment", segment)))
+
+    def _answer(self) -> list[int]:
+        letter = receive(self._end)
+        if letter is None:
+            os._exit(1)  # the warden has gone, and we go with it
+        return letter[1]
+
+    def export(self, used: set[int], keep: dict[int, Any]) -> None:
+        """Let everybody get those segments among `used` that this worker made; `keep` them."""
+        for segment in used:
+            if segment >> 40 == self._creator:
+                keep[segment] = segments.root(segment)
+                if segment not in self._put:
+                    self.put(("segment", segment), segments.descriptor(segment))
+                    self._put.add(segment)
+
+    def resolve(self, segment: int) -> tuple[int, int]:
+        """Descriptor and size of a segment that another worker made."""
+        fd = self.get(("segment", segment))
+        return fd, os.fstat(fd).st_size - segments.FOOTER.size
+
+
+class Areas:
+    """The `Carrier` of a worker: values for other ranks, in the areas of its page."""
+
+    def __init__(self, page: Page, block: Block, broker: Broker) -> None:
+        self._page = page
+        self._block = block
+        self._broker = broker
+        self._others: dict[int, tuple[int, Page]] = {}  # rank -> (pid, page)
+
+    def publish(self, area: int, value: object) -> None:
+        data, used = dump(value)
+        self._broker.export(used, self._broker.lent)
+        offset = OUTCOME + area * _AREA
+        if _LENGTH.size + len(data) <= _AREA:
+            self._page.write(offset, _LENGTH.pack(len(data)) + data)
+            return
+        bulk = envelope(data)
+        try:
+            self._broker.put(("area", os.getpid(), area), bulk)
+        finally:
+            os.close(bulk)
+        self._page.write(offset, _LENGTH.pack(ELSEWHERE))
+
+    def collect(self, rank: int, area: int) -> Any:
+        page = self._page_of(rank)
+        offset = OUTCOME + area * _AREA
+        (length,) = _LENGTH.unpack(page.read(offset, _LENGTH.size))
+        if length != ELSEWHERE:
+            return load(page.read(offset + _LENGTH.size, length))
+        bulk = self._broker.get(("area", self._block.pid_of(rank), area))
+        try:
+            return load(contents(bulk))
+        finally:
+            os.close(bulk)
+
+    def _page_of(self, rank: int) -> Page:
+        pid = self._block.pid_of(rank)
+        known = self._others.get(rank)
+        if known is None or known[0] != pid:
+            fd = self._broker.get(("page", pid))
+            try:
+                known = self._others[rank] = (pid, Page(PAGE, fd))
+            finally:
+                os.close(fd)
+        return known[1]

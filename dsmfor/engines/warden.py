@@ -1,0 +1,283 @@
+"""The warden: one clean process per caller that forks workers, reaps them and keeps watch.
+
+It is exec'd, so it has one thread and none of the user's locks; it imports everything once, so a
+worker is a fork of a third of a millisecond. It lives in a session of its own: a Ctrl-C of the
+terminal and the death of the caller's process group pass it by. It knows nothing of kernels.
+
+Guarantees
+----------
+- When a worker dies, its crew's words are poisoned within a millisecond, then it is reaped, then
+  the caller is told. Nobody else reaps, so a pid that the warden kills is the worker's.
+- When the caller dies, however, every worker and the warden are gone: pidfd or end of file.
+- A descriptor that was put here is had by whoever asks for it, until its owner drops it or dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import dsmfor.arrays
+import dsmfor.pickling  # noqa: F401  # imported here once, for all workers
+from dsmfor._native.block import REASONS, Block, adopt_orphans
+from dsmfor.engines import worker
+from dsmfor.engines.channel import pair, receive, send
+
+__all__ = ["main"]
+
+_DIED = REASONS.index("died")
+
+
+@dataclass(slots=True)
+class _Crew:
+    """What new workers of a crew are given."""
+
+    block: Block
+    block_fd: int
+    mailbox_fd: int
+
+
+@dataclass(slots=True)
+class _Ward:
+    """A living worker."""
+
+    crew: int
+    rank: int
+    pid: int
+    pidfd: int
+    end: socket.socket
+    puts: dict[Any, int] = field(default_factory=dict)  # key -> descriptor kept for others
+
+
+class Warden:
+    """The state and the loop of the process."""
+
+    def __init__(self, caller: socket.socket, caller_pidfd: int) -> None:
+        self.caller = caller
+        self.crews: dict[int, _Crew] = {}
+        self.wards: dict[int, _Ward] = {}  # by pid
+        self.settings: dict[str, Any] = {}
+        self.poll = select.poll()
+        self.handlers: dict[int, Callable[[], None]] = {}
+        self.attend(caller.fileno(), self.on_caller)
+        self.attend(caller_pidfd, self.end)
+
+    def attend(self, fd: int, handler: Callable[[], None]) -> None:
+        self.handlers[fd] = handler
+        self.poll.register(fd, select.POLLIN)
+
+    def ignore(self, fd: int) -> None:
+        if self.handlers.pop(fd, None) is not None:
+            self.poll.unregister(fd)
+
+    def serve(self) -> None:
+        """Until the caller goes."""
+        while True:
+            for fd, _ in self.poll.poll():
+                handler = self.handlers.get(fd)  # an earlier one of this round may have ended it
+                if handler is not None:
+                    handler()
+
+    def end(self) -> None:
+        """The caller has gone: take everything along."""
+        for ward in self.wards.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(ward.pid, signal.SIGKILL)
+        for ward in self.wards.values():
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(ward.pid, 0)
+        os._exit(0)
+
+    # -- the caller ----------------------------------------------------------------------------
+
+    def on_caller(self) -> None:
+        letter = receive(self.caller)
+        if letter is None:
+            self.end()
+            return
+        (verb, *rest), descriptors = letter
+        if verb == "crew":
+            number, *_ = rest
+            block_fd, mailbox_fd = descriptors
+            self.crews[number] = _Crew(Block(block_fd), block_fd, mailbox_fd)
+        elif verb == "disband":
+            crew = self.crews.pop(rest[0])
+            os.close(crew.block_fd)
+            os.close(crew.mailbox_fd)
+        elif verb == "spawn":
+            self.spawn(*rest)
+        elif verb == "kill":
+            for pid in rest[0]:
+                if pid in self.wards:
+                    os.kill(pid, signal.SIGKILL)
+        elif verb == "settings":
+            self.settings = rest[0]
+        elif verb == "get":
+            self.tell("got", rest[0], fd=self.find(rest[0]))
+
+    def tell(self, *message: object, fd: int | None = None) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # seen by the poll
+            send(self.caller, message, [] if fd is None else [fd])
+
+    # -- workers -------------------------------------------------------------------------------
+
+    def spawn(self, number: int, rank: int, incarnation: int, epoch: int) -> None:
+        """Fork a worker for a rank of a crew, and send the caller its socket and pidfd."""
+        crew = self.crews[number]
+        to_caller, callers_end = pair()
+        to_warden, wardens_end = pair()
+        parent = os.getpid()
+        try:
+            pid = os.fork()
+        except OSError as error:
+            for end in (to_caller, callers_end, to_warden, wardens_end):
+                end.close()
+            self.tell("failed", number, rank, f"{type(error).__name__}: {error}")
+            return
+        if pid == 0:
+            status = 1
+            try:
+                callers_end.close()
+                wardens_end.close()
+                self.close_inherited()
+                worker.main(
+                    worker.Post(
+                        crew=number,
+                        rank=rank,
+                        incarnation=incarnation,
+                        epoch=epoch,
+                        warden=parent,
+                        block_fd=crew.block_fd,
+                        mailbox_fd=crew.mailbox_fd,
+                        settings=self.settings,
+                    ),
+                    to_caller,
+                    to_warden,
+                )
+                status = 0
+            except BaseException:
+                sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+            finally:
+                os._exit(status)
+        to_caller.close()
+        to_warden.close()
+        pidfd = os.pidfd_open(pid)
+        ward = _Ward(number, rank, pid, pidfd, wardens_end)
+        self.wards[pid] = ward
+        self.attend(pidfd, lambda: self.bury(ward))
+        self.attend(wardens_end.fileno(), lambda: self.on_worker(ward))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            send(self.caller, ("spawned", number, rank, pid), [callers_end.fileno(), pidfd])
+        callers_end.close()
+
+    def close_inherited(self) -> None:
+        """In a new worker: what is the warden's alone."""
+        self.caller.close()
+        for ward in self.wards.values():
+            ward.end.close()
+            os.close(ward.pidfd)
+            for fd in ward.puts.values():
+                os.close(fd)
+
+    def bury(self, ward: _Ward) -> None:
+        """A worker has ended: release its crew, reap it, tell the caller."""
+        crew = self.crews.get(ward.crew)
+        if crew is not None:
+            crew.block.poison(_DIED, ward.rank)
+        _, status = os.waitpid(ward.pid, 0)
+        self.ignore(ward.pidfd)
+        self.ignore(ward.end.fileno())
+        ward.end.close()
+        os.close(ward.pidfd)
+        for fd in ward.puts.values():
+            os.close(fd)
+        del self.wards[ward.pid]
+        self.tell("died", ward.crew, ward.rank, ward.pid, os.waitstatus_to_exitcode(status))
+        self.reap_orphans()
+
+    def reap_orphans(self) -> None:
+        """What workers left behind came to us, their subreaper; it ends with them."""
+        try:
+            with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+                children = [int(pid) for pid in file.read().split()]
+        except OSError:
+            return
+        for pid in children:
+            if pid not in self.wards:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
+
+    def on_worker(self, ward: _Ward) -> None:
+        """A worker puts a descriptor here for others, gets one, or drops its own."""
+        letter = receive(ward.end)
+        if letter is None:  # it is dying: the pidfd says when
+            self.ignore(ward.end.fileno())
+            return
+        (verb, key), descriptors = letter
+        if verb == "put":
+            old = ward.puts.pop(key, None)
+            if old is not None:
+                os.close(old)
+            ward.puts[key] = descriptors[0]
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                send(ward.end, ("kept", key))
+        elif verb == "drop":
+            fd = ward.puts.pop(key, None)
+            if fd is not None:
+                os.close(fd)
+        elif verb == "get":
+            fd = self.find(key)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                send(ward.end, ("got", key), [] if fd is None else [fd])
+
+    def find(self, key: Any) -> int | None:
+        for ward in self.wards.values():
+            if key in ward.puts:
+                return ward.puts[key]
+        return None
+
+
+def main(caller_fd: int, caller_pidfd: int, path: list[str]) -> None:
+    """Serve until the caller goes; called in the exec'd interpreter.
+
+    Parameters
+    ----------
+    caller_fd : int
+        The warden's end of the socket to the caller.
+    caller_pidfd : int
+        The caller.
+    path : list of str
+        The caller's ``sys.path``.
+    """
+    signal.signal(signal.SIGINT, _stay)  # not SIG_IGN, which an exec inherits
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    adopt_orphans()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2 and fd not in (caller_fd, caller_pidfd):
+            with contextlib.suppress(OSError):  # the listing's own
+                os.close(fd)
+    sys.path[:] = path
+    caller = socket.socket(fileno=caller_fd)
+    caller.set_inheritable(False)
+    os.set_inheritable(caller_pidfd, False)
+    threads = len(os.listdir("/proc/self/task"))
+    if threads != 1:
+        raise SystemExit(f"the warden has {threads} threads and must not fork")
+    gc.collect()
+    gc.freeze()
+    send(caller, ("ready", os.getpid()))
+    Warden(caller, caller_pidfd).serve()
+
+
+def _stay(signum: int, frame: object) -> None:
+    """Ctrl-C is the caller's."""

@@ -1,0 +1,274 @@
+"""A worker: sleeps on the bell, runs its rank of a region, acknowledges, sleeps.
+
+Forked by the warden. What it shares with the caller and its peers, and when it may touch what, is
+PROTOCOL.md; this room follows it line by line. What a kernel is made of is payload.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import pickle
+import signal
+import socket
+import sys
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+
+from dsmfor import segments
+from dsmfor._native.block import PHASES, Block, Page, die_with_parent
+from dsmfor._native.member import Member
+from dsmfor.engines.channel import contents, envelope, receive, send
+from dsmfor.engines.pages import MAILBOX, OUTCOME, PAGE, Areas, Broker, read_post
+from dsmfor.errors import DSMError
+from dsmfor.payload import Outcome, Replica, Stop, describe_failure
+from dsmfor.pickling import dump
+from dsmfor.team import Settings, inside
+
+__all__ = ["BLAS_VARIABLES", "STOP_SIGNAL", "Post", "main"]
+
+STOP_SIGNAL = signal.SIGRTMAX
+BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
+                  "BLIS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+
+# What `done` was reached with; ELSEWHERE is added when the bytes went by letter.
+NOTHING, BYTES, ELSEWHERE = 0, 1, 2
+
+_UNPICKLING = PHASES.index("unpickling its arguments")
+_COMPUTING = PHASES.index("computing")
+_PICKLING = PHASES.index("pickling its result")
+
+
+@dataclass(frozen=True, slots=True)
+class Post:
+    """What the warden tells a new worker."""
+
+    crew: int
+    rank: int
+    incarnation: int  # unique among all workers of a caller
+    epoch: int  # the last region that is over for this rank
+    warden: int  # pid
+    block_fd: int
+    mailbox_fd: int
+    settings: dict[str, Any]
+
+
+def main(post: Post, caller: socket.socket, warden: socket.socket) -> None:
+    """Serve as a rank of a crew until the caller goes."""
+    die_with_parent(signal.SIGKILL)
+    if os.getppid() != post.warden:
+        return
+    with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as comm:
+        comm.write(f"dsmfor {post.crew}.{post.rank}")
+    Worker(post, caller, warden).serve()
+
+
+class Worker:
+    """The state of a worker process; there is one."""
+
+    def __init__(self, post: Post, caller: socket.socket, warden: socket.socket) -> None:
+        self.rank = post.rank
+        self.last = post.epoch
+        self.caller = caller
+        self.block = Block(post.block_fd, True)
+        self.mailbox = Page(MAILBOX, post.mailbox_fd)
+        self.page = Page(PAGE)
+        os.close(post.block_fd)
+        os.close(post.mailbox_fd)
+        self.broker = Broker(warden, post.incarnation)
+        self.member = Member(self.block, self.rank, 1)
+        self.member.end()
+        self.member.carrier = Areas(self.page, self.block, self.broker)
+        self.replicas: dict[int, Replica] = {}
+        self.mapped: dict[int, np.ndarray] = {}  # roots of the caller's segments
+        self.freed: deque[int] = deque()  # segments of ours that are gone
+        self.bulk: int | None = None  # descriptor of a message that did not fit the mailbox
+        self.blas: int | None = 1
+        self.running = False
+
+        segments.set_creator(post.incarnation)
+        segments.set_resolver(self.broker.resolve)
+        segments.on_free(self.freed.append)
+        signal.signal(STOP_SIGNAL, self.on_stop)
+        np.random.seed()  # forks of one process would all draw the same numbers
+        self.apply(post.settings)
+        self.block.sign(self.rank, os.getpid())
+        self.broker.put(("page", os.getpid()), self.page.fd)
+        send(self.caller, ("hello", os.getpid()), [self.page.fd])
+        self.page.release()
+
+    def on_stop(self, signum: int, frame: object) -> None:
+        if self.running:
+            self.running = False
+            raise Stop(f"the region was stopped in rank {self.rank}")
+
+    def serve(self) -> None:
+        while True:
+            epoch, letters = self.block.standby(self.rank, self.last)
+            for _ in range(letters):
+                self.read_letter()
+            if epoch:
+                self.run(epoch)
+                self.last = epoch
+            elif not letters and self.broker.lent and self.block.region_over():
+                self.broker.lent.clear()
+                self.drop_freed()
+
+    # -- letters -------------------------------------------------------------------------------
+
+    def read_letter(self) -> None:
+        letter = receive(self.caller)
+        if letter is None:
+            os._exit(0)
+        (verb, body), descriptors = letter
+        if verb == "segments":
+            for (segment, nbytes), fd in zip(body, descriptors, strict=True):
+                self.mapped[segment] = segments.adopt(segment, fd, nbytes)
+        elif verb == "free":
+            for segment in body:
+                self.mapped.pop(segment, None)
+                self.broker.exported.pop(segment, None)
+            self.drop_freed()
+        elif verb == "forget":
+            for serial in body:
+                self.replicas.pop(serial, None)
+        elif verb == "settings":
+            self.apply(body)
+        elif verb == "message":
+            self.bulk = descriptors[0]
+        self.block.letter_read(self.rank)
+
+    def apply(self, settings: dict[str, Any]) -> None:
+        """Follow the caller's environment, module path and directory."""
+        os.environ.clear()
+        os.environ.update(settings["environ"])
+        self.limit_blas_variables()
+        sys.path[:] = settings["path"]
+        with contextlib.suppress(OSError):  # it may be gone; the caller is there no more either
+            os.chdir(settings["cwd"])
+
+    def limit_blas_variables(self) -> None:
+        """For BLAS libraries that a kernel loads later."""
+        if self.blas is not None:
+            for name in BLAS_VARIABLES:
+                os.environ[name] = str(self.blas)
+
+    def limit_blas(self, threads: int | None) -> None:
+        if threads == self.blas:
+            return
+        self.blas = threads
+        self.limit_blas_variables()
+        threadpoolctl.threadpool_limits(limits=threads)
+
+    # -- a region ------------------------------------------------------------------------------
+
+    def run(self, epoch: int) -> None:
+        """Run region `epoch` and acknowledge it.
+
+        An exception here is ours, not the kernel's: it ends the process, which cannot be
+        mistaken for success.
+        """
+        result = self.attempt(epoch)
+        outcome, length = NOTHING, 0
+        if result is not None:
+            self.block.phase(self.rank, _PICKLING)
+            outcome, length = self.hand_over(self.pack(result))
+            del result
+        self.member.end()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):  # the user's, and perhaps closed
+                stream.flush()
+        self.drop_freed()
+        self.block.finish(self.rank, epoch, outcome, length)
+
+    def drop_freed(self) -> None:
+        """Have the warden let go of what this worker has let go."""
+        while self.freed:
+            self.broker.drop(self.freed.popleft())
+
+    def hand_over(self, data: bytes) -> tuple[int, int]:
+        """Place an outcome where the caller finds it: (code, length) for the acknowledgement."""
+        if len(data) <= OUTCOME:
+            self.page.write(0, data)
+            return BYTES, len(data)
+        bulk = envelope(data)
+        try:
+            send(self.caller, ("outcome", len(data)), [bulk])
+        finally:
+            os.close(bulk)
+        return BYTES | ELSEWHERE, 0
+
+    def attempt(self, epoch: int) -> Outcome | None:
+        """Run the kernel: its value or failure, None for the commonest: it returned None."""
+        replica = None
+        size = self.block.region_size()
+        self.member.begin(epoch, size)
+        self.broker.exported.clear()
+        self.broker.lent.clear()
+        try:
+            self.block.phase(self.rank, _UNPICKLING)
+            message = read_post(self.mailbox, epoch)
+            if message is None:
+                message = self.read_bulk()
+            serial, skeleton, settings, blas, environment = pickle.loads(message)
+            del message
+            self.limit_blas(blas)
+            replica = self.replicas.get(serial)
+            if replica is None:
+                replica = self.replicas[serial] = Replica(skeleton)
+            kernel, args, kwargs = replica.bind(environment)
+            self.member.settings = Settings(*settings)
+            with inside(self.member):
+                self.block.phase(self.rank, _COMPUTING)
+                self.running = True
+                try:
+                    value = kernel(*args, **kwargs)
+                finally:
+                    self.running = False
+                self.member.finish()
+            return None if value is None else Outcome(value=value)
+        except BaseException as error:
+            self.member.fail()
+            return Outcome(failure=describe_failure(error, self.note(size)))
+        finally:
+            kernel = args = kwargs = value = None
+            if replica is not None:
+                replica.empty()
+
+    def read_bulk(self) -> bytes:
+        fd, self.bulk = self.bulk, None
+        if fd is None:
+            raise DSMError("a region's message was to come by letter, and did not")
+        try:
+            return contents(fd)
+        finally:
+            os.close(fd)
+
+    def note(self, size: int) -> str:
+        last = self.member.last_index()
+        where = f", {last[0]}" if last is not None else ""
+        return f"in worker {self.rank} of {size}{where}"
+
+    def pack(self, outcome: Outcome) -> bytes:
+        """Pickle what the caller gets; what cannot be pickled is a failure that says so."""
+        try:
+            data, used = dump(outcome)
+            self.broker.export(used, self.broker.exported)
+            return data
+        except Exception as error:
+            kind = type(outcome.value).__qualname__
+            self.member.fail()
+            failure = TypeError(
+                f"rank {self.rank} returned a {kind} that cannot be pickled "
+                f"({type(error).__name__}: {error}); return arrays, numbers or other plain data"
+            )
+            note = f"in worker {self.rank}, after the kernel had returned"
+            return dump(Outcome(failure=describe_failure(failure, note))).data
+        finally:
+            if outcome.failure is not None:
+                gc.collect()

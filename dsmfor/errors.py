@@ -1,0 +1,91 @@
+"""The exceptions that dsmfor raises, and nothing else.
+
+::
+
+    DSMError
+    ├── RegionError          a call out of place, ranks that diverge, a loop left early
+    │   └── BarrierBroken    the region has failed elsewhere; this rank was released from a wait
+    ├── WorkerDied           a worker process ended before its region did
+    ├── LostWriteError       the kernel wrote where the caller would never see it
+    ├── SharedMemoryFull     (also a MemoryError) no room for a segment; nothing was taken
+    └── RegionTimeout        (also a TimeoutError) the region's time ran out
+
+An exception that the kernel raises is none of these: it comes back to the caller as itself.
+Bad arguments raise Python's own ``TypeError`` and ``ValueError``.
+Every message says what happened, with which value, and what to do.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BarrierBroken",
+    "DSMError",
+    "LostWriteError",
+    "PerformanceWarning",
+    "RegionError",
+    "RegionTimeout",
+    "RemoteTraceback",
+    "SharedMemoryFull",
+    "WorkerDied",
+]
+
+
+class DSMError(Exception):
+    """Base of every error that dsmfor itself raises."""
+
+
+class RegionError(DSMError):
+    """The region broke a rule: a call out of place, ranks that diverge, a loop left early."""
+
+
+class BarrierBroken(RegionError):
+    """A wait ended because the region failed elsewhere.
+
+    Seen inside kernels only. It is never what the caller is shown while another rank
+    has the real reason.
+    """
+
+
+class WorkerDied(DSMError):
+    """A worker process ended before its region did.
+
+    Attributes
+    ----------
+    rank : int
+        Rank of the dead worker in its team.
+    pid : int
+        Its process id.
+    exitcode : int or None
+        Exit status, negative for a signal (``-9`` for SIGKILL), None when it is not known.
+    """
+
+    def __init__(
+        self, message: str, *, rank: int = -1, pid: int = -1, exitcode: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.rank = rank
+        self.pid = pid
+        self.exitcode = exitcode
+
+
+class LostWriteError(DSMError):
+    """The kernel changed something that the caller would never see changed."""
+
+
+class SharedMemoryFull(DSMError, MemoryError):
+    """There is no room for a segment; nothing was taken and earlier arrays are untouched."""
+
+
+class RegionTimeout(DSMError, TimeoutError):
+    """The region did not end within its ``timeout``; its slow workers were replaced."""
+
+
+class RemoteTraceback(DSMError):
+    """The traceback of a worker as text; the ``__cause__`` of what a kernel raised."""
+
+    def __str__(self) -> str:
+        return "\n" + str(self.args[0]) if self.args else ""
+
+
+class PerformanceWarning(UserWarning):
+    """Something works, and costs more than it needs to."""

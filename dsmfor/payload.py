@@ -1,0 +1,454 @@
+"""What crosses to a worker and back: the kernel, its environment, its outcome.
+
+A kernel is split in two. The *skeleton* is what rarely changes: the code of the kernel and of
+every function of its own module that it uses, the modules and importable functions that they name,
+and a list of slots. The *environment* is a value for every slot: captured variables, globals that
+are data, defaults. The skeleton is sent once, the environment with every call, and the worker
+binds every slot before every run and empties it afterwards: a kept skeleton and a new one cannot
+be told apart by the kernel.
+
+Guarantees
+----------
+- A skeleton is reused only while every function in it has the code it had, and every name that it
+  resolved to a function, class or module resolves to the same one.
+- Values that alias each other in the environment or the arguments still do in the worker: they
+  are pickled in one dump.
+- What a kernel left in its globals, closures or defaults is gone before the next run.
+
+Names that code builds at run time (``eval``, ``globals()["x"]``) cannot be seen from outside and
+raise NameError in the worker.
+"""
+
+from __future__ import annotations
+
+import builtins
+import dis
+import itertools
+import traceback
+from collections.abc import Callable, Iterator
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dsmfor.errors import BarrierBroken, RegionError, RemoteTraceback
+from dsmfor.pickling import Dump, dump, importable, load
+
+__all__ = ["Failure", "Kernel", "Outcome", "Replica", "Stop", "describe_failure",
+           "open_outcome", "revive"]
+
+_serials = itertools.count(1)
+_GLOBAL_OPS = {"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"}
+_ATOMS = frozenset(
+    (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range, np.dtype)
+) | {type(np.dtype(c).type(0)) for c in np.typecodes["AllInteger"] + np.typecodes["AllFloat"]}
+
+
+class _Missing:
+    """Stands for a name that is not bound; one per process."""
+
+    def __reduce__(self) -> str:
+        return "MISSING"
+
+
+MISSING = _Missing()
+
+
+def global_names(code: CodeType) -> Iterator[str]:
+    """Names that the code, and code nested in it, looks up as globals."""
+    for instruction in dis.get_instructions(code):
+        if instruction.opname in _GLOBAL_OPS:
+            yield instruction.argval
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from global_names(constant)
+
+
+class _Slot(NamedTuple):
+    """A place that the worker binds: a global name, a cell, or an attribute of a function."""
+
+    kind: str  # "global" | "cell" | "__defaults__" | "__kwdefaults__" | "__dict__"
+    owner: int  # number of the namespace, cell or function
+    name: str
+
+
+class _Design(NamedTuple):
+    """The skeleton as it travels."""
+
+    namespaces: list[dict[str, Any]]
+    cells: int
+    functions: list[tuple[CodeType, int, str, str, tuple[int, ...] | None]]
+    fixed: list[tuple[_Slot, Any]]
+    slots: list[_Slot]
+
+
+class Skeleton:
+    """A kernel's code as it was when it was surveyed, and how to see whether it still is."""
+
+    def __init__(self, kernel: FunctionType) -> None:
+        self.serial = next(_serials)
+        self.own = frozenset({kernel.__module__ or "__main__", "__main__"})
+        self.functions: list[FunctionType] = []
+        self.codes: list[CodeType] = []
+        self.namespaces: list[dict[str, Any]] = []
+        self.cells: list[CellType] = []
+        self._numbers: dict[int, int] = {}  # id of a function, namespace or cell -> its number
+        self._globals: list[tuple[dict[str, Any], str, Any]] = []  # expected, or DATA
+        self._fixed: list[tuple[_Slot, Any]] = []
+        self._data: list[_Slot] = []  # globals whose values travel in the environment
+        self._rest: list[_Slot] = []  # cells, defaults, attributes
+        self._add(kernel)
+        for function in self.functions:  # grows while it is walked
+            self._survey(function)
+        self.slots = self._data + self._rest
+        self.numbers = {id(f): n for n, f in enumerate(self.functions)}
+        self.data = self._pickle()
+
+    def _add(self, function: FunctionType) -> None:
+        if id(function) not in self._numbers:
+            self._numbers[id(function)] = len(self.functions)
+            self.functions.append(function)
+            self.codes.append(function.__code__)
+
+    def _number(self, thing: Any, things: list[Any]) -> tuple[int, bool]:
+        new = id(thing) not in self._numbers
+        if new:
+            self._numbers[id(thing)] = len(things)
+            things.append(thing)
+        return self._numbers[id(thing)], new
+
+    def _survey(self, function: FunctionType) -> None:
+        """Find the slots of one function, and the functions behind them."""
+        number = self._numbers[id(function)]
+        space = function.__globals__
+        owner, _ = self._number(space, self.namespaces)
+        seen = {slot.name for slot, _ in self._fixed if slot[:2] == ("global", owner)}
+        seen |= {slot.name for slot in self._data if slot.owner == owner}
+        for name in dict.fromkeys(global_names(function.__code__)):
+            if name in seen:
+                continue
+            value = space.get(name, MISSING)
+            if self._place(_Slot("global", owner, name), value):
+                self._globals.append((space, name, value))
+            else:
+                self._globals.append((space, name, _DATA))
+        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+            owner, new = self._number(cell, self.cells)
+            if new:
+                value = _contents(cell)
+                if type(value) is FunctionType and not importable(value, self.own):
+                    self._add(value)
+                self._rest.append(_Slot("cell", owner, name))
+        for name in ("__defaults__", "__kwdefaults__", "__dict__"):
+            if getattr(function, name):
+                self._rest.append(_Slot(name, number, ""))
+
+    def _place(self, slot: _Slot, value: Any) -> bool:
+        """Sort one global: True if it belongs to the skeleton, False if it is data."""
+        if type(value) is FunctionType and not importable(value, self.own):
+            self._add(value)
+        elif value is not MISSING and not (
+            isinstance(value, (FunctionType, BuiltinFunctionType, ModuleType, type))
+            and (isinstance(value, ModuleType) or importable(value, self.own))
+        ):
+            self._data.append(slot)
+            return False
+        self._fixed.append((slot, value))
+        return True
+
+    def _pickle(self) -> bytes:
+        design = _Design(
+            [
+                {k: space[k] for k in ("__name__", "__file__", "__package__") if k in space}
+                for space in self.namespaces
+            ],
+            len(self.cells),
+            [
+                (
+                    f.__code__,
+                    self._numbers[id(f.__globals__)],
+                    f.__name__,
+                    f.__qualname__,
+                    None
+                    if f.__closure__ is None
+                    else tuple(self._numbers[id(cell)] for cell in f.__closure__),
+                )
+                for f in self.functions
+            ],
+            [
+                (slot, _Function(self.numbers[id(value)]) if id(value) in self.numbers else value)
+                for slot, value in self._fixed
+            ],
+            self.slots,
+        )
+        return dump(tuple(design), own=self.own).data
+
+    def values(self) -> list[Any] | None:
+        """The present value of every slot, or None if the skeleton is out of date."""
+        for function, code in zip(self.functions, self.codes, strict=True):
+            if function.__code__ is not code:
+                return None
+        values = []
+        for space, name, expected in self._globals:
+            value = space.get(name, MISSING)
+            if expected is _DATA:
+                if isinstance(value, (FunctionType, ModuleType)):
+                    return None
+                values.append(value)
+            elif value is not expected:
+                return None
+        for slot in self._rest:
+            if slot.kind != "cell":
+                values.append(getattr(self.functions[slot.owner], slot.name))
+                continue
+            value = _contents(self.cells[slot.owner])
+            if type(value) is FunctionType and id(value) not in self.numbers:
+                if not importable(value, self.own):
+                    return None
+            values.append(value)
+        return values
+
+
+    def captured(self, values: list[Any]) -> Iterator[tuple[str, Any]]:
+        """(name, value) of every variable that the kernel or a helper of it captures."""
+        for slot, value in zip(self.slots, values, strict=True):
+            if slot.kind in ("global", "cell"):
+                yield slot.name, value
+
+
+class _Data:
+    """Marks a global whose value travels in the environment."""
+
+
+_DATA = _Data()
+
+
+class _Function(NamedTuple):
+    """In a skeleton: the function of that number."""
+
+    number: int
+
+
+def _contents(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # an empty cell
+        return MISSING
+
+
+class Kernel:
+    """The caller's side of a kernel: its skeleton, kept as long as it is true.
+
+    Parameters
+    ----------
+    function : function
+        The kernel.
+    """
+
+    def __init__(self, function: FunctionType) -> None:
+        self.function = function
+        self.skeleton: Skeleton | None = None
+        self.retired: list[int] = []  # serials that no worker needs any more
+        self._last: tuple[list[Any], Dump] | None = None
+
+    def refresh(self) -> tuple[Skeleton, list[Any]]:
+        """The skeleton, surveyed anew if anything in it has changed, and its slots' values."""
+        skeleton = self.skeleton
+        values = skeleton.values() if skeleton is not None else None
+        if skeleton is None or values is None:
+            if skeleton is not None:
+                self.retired.append(skeleton.serial)
+            self._last = None
+            skeleton = self.skeleton = Skeleton(self.function)
+            values = skeleton.values()
+            if values is None:
+                raise RegionError(
+                    f"the functions that {self.function.__qualname__} uses are being redefined "
+                    "while it is called; wait until they are"
+                )
+        return skeleton, values
+
+    def environment(
+        self,
+        skeleton: Skeleton,
+        values: list[Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        staged: dict[int, np.ndarray],
+    ) -> Dump:
+        """Pickle the slots' values and the arguments, in one dump.
+
+        The last dump serves again when there are no arguments and every value is the same atom.
+        """
+        if not args and not kwargs:
+            last = self._last
+            if last is not None and all(map(_same, last[0], values)):
+                return last[1]
+            result = _dump(skeleton, (values, args, kwargs), staged)
+            if all(type(value) in _ATOMS for value in values):
+                self._last = values, result
+            return result
+        return _dump(skeleton, (values, args, kwargs), staged)
+
+
+def _dump(skeleton: Skeleton, value: object, staged: dict[int, np.ndarray]) -> Dump:
+    return dump(value, functions=skeleton.numbers, staged=staged, own=skeleton.own)
+
+
+def _same(a: object, b: object) -> bool:
+    return a is b
+
+
+class Replica:
+    """A skeleton in a worker: functions of its own that are bound anew for every run."""
+
+    def __init__(self, data: bytes) -> None:
+        design = _Design(*load(data))
+        self._spaces = [{"__builtins__": builtins.__dict__} for _ in design.namespaces]
+        self._templates: list[dict[str, Any]] = [
+            {"__builtins__": builtins.__dict__, **space} for space in design.namespaces
+        ]
+        self._cells = [CellType() for _ in range(design.cells)]
+        self._slots = design.slots
+        self.functions = []
+        for code, space, name, qualname, cells in design.functions:
+            closure = None if cells is None else tuple(self._cells[c] for c in cells)
+            function = FunctionType(code, self._spaces[space], name, None, closure)
+            function.__qualname__ = qualname
+            function.__module__ = self._templates[space].get("__name__", "__main__")
+            self.functions.append(function)
+        for slot, value in design.fixed:
+            if isinstance(value, _Function):
+                value = self.functions[value.number]
+            if value is not MISSING:
+                self._templates[slot.owner][slot.name] = value
+
+    def bind(
+        self, environment: bytes
+    ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+        """Fill every slot; the kernel and the arguments to call it with."""
+        values, args, kwargs = load(environment, self.functions)
+        for space, template in zip(self._spaces, self._templates, strict=True):
+            space.clear()
+            space.update(template)
+        for slot, value in zip(self._slots, values, strict=True):
+            if slot.kind == "global":
+                if value is not MISSING:
+                    self._spaces[slot.owner][slot.name] = value
+            elif slot.kind == "cell":
+                cell = self._cells[slot.owner]
+                if value is not MISSING:
+                    cell.cell_contents = value
+                elif _contents(cell) is not MISSING:
+                    del cell.cell_contents
+            elif slot.kind == "__dict__":
+                self.functions[slot.owner].__dict__.update(value)
+            else:
+                setattr(self.functions[slot.owner], slot.name, value)
+        return self.functions[0], args, kwargs
+
+    def empty(self) -> None:
+        """Let go of everything that the last run was bound to."""
+        for space, template in zip(self._spaces, self._templates, strict=True):
+            space.clear()
+            space.update(template)
+        for slot in self._slots:
+            if slot.kind == "cell":
+                if _contents(self._cells[slot.owner]) is not MISSING:
+                    del self._cells[slot.owner].cell_contents
+            elif slot.kind == "__dict__":
+                self.functions[slot.owner].__dict__.clear()
+            elif slot.kind != "global":
+                setattr(self.functions[slot.owner], slot.name, None)
+
+
+# -- what comes back -------------------------------------------------------------------------------
+
+
+class Stop(BaseException):
+    """Raised in a kernel by the caller's stop signal: the region has ended without it."""
+
+
+class Failure(NamedTuple):
+    """An exception that left a kernel, as it travels."""
+
+    pickled: bytes | None  # None if it cannot be pickled, or not unpickled
+    name: str  # of its type
+    text: str  # str() of it
+    traceback: str
+    note: str  # the worker, and the loop index it was at
+    collateral: bool  # released or stopped because the region failed elsewhere
+
+
+class Outcome(NamedTuple):
+    """How a rank ended: its value, or its failure."""
+
+    value: Any = None
+    failure: Failure | None = None
+
+
+def describe_failure(error: BaseException, note: str) -> Failure:
+    """Pack an exception; it is unpickled once on trial, for the caller cannot try."""
+    text = "".join(traceback.format_exception(error))
+    pickled: bytes | None
+    try:
+        pickled = dump(_bare(error)).data
+        load(pickled)
+    except Exception:
+        pickled = None
+    return Failure(
+        pickled,
+        type(error).__qualname__,
+        _text(error),
+        text,
+        note,
+        type(error) in (BarrierBroken, Stop),
+    )
+
+
+def open_outcome(data: bytes, rank: int, size: int) -> Outcome:
+    """A rank's outcome; one that cannot be unpickled here is a failure that says so."""
+    try:
+        outcome: Outcome = load(data)
+        return outcome
+    except Exception as error:
+        return Outcome(
+            failure=Failure(
+                None,
+                type(error).__qualname__,
+                f"while the result of rank {rank} was unpickled in the caller: {_text(error)}",
+                "".join(traceback.format_exception(error)),
+                f"in the caller, from worker {rank} of {size}",
+                False,
+            )
+        )
+
+
+def _bare(error: BaseException) -> BaseException:
+    """The exception without its traceback and chain, which stay in the worker as text."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return f"<the str() of this {type(error).__name__} raised>"
+
+
+def revive(failure: Failure) -> BaseException:
+    """The exception of a worker, ready to be raised in the caller."""
+    error: BaseException
+    try:
+        error = load(failure.pickled) if failure.pickled is not None else None
+        if not isinstance(error, BaseException):
+            raise TypeError
+    except Exception:
+        error = RegionError(
+            f"the kernel raised {failure.name}: {failure.text} (the exception itself cannot be "
+            "pickled; its traceback is the cause below)"
+        )
+    error.__cause__ = RemoteTraceback(failure.traceback)
+    error.add_note(failure.note)
+    return error

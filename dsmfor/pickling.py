@@ -1,0 +1,214 @@
+"""Objects to bytes and back, with every shared array by handle.
+
+Three picklers, from cheap to general. A tuple of numbers and shared arrays goes through the C
+pickler with a small `reducer_override`; as soon as that meets what only cloudpickle can carry (a
+function or class that the other side cannot import), the whole dump is done again by cloudpickle.
+What the bytes are for is payload.py's.
+
+Guarantees
+----------
+- A shared array is pickled as (segment, offset, shape, strides, dtype, writeable) wherever it is
+  met, never by value; `Dump.segments` names the segments that the reader must be able to map.
+- Nothing that is pickled is changed, nor is the user's own use of cloudpickle.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import sys
+import threading
+from importlib import import_module
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any, NamedTuple, NoReturn
+
+import cloudpickle
+import numpy as np
+
+from dsmfor import arrays
+
+__all__ = ["Dump", "dump", "importable", "load"]
+
+_PROTOCOL = 5
+# Register-by-value is a global switch of cloudpickle: one dump at a time may flip it.
+_switch = threading.Lock()
+
+
+class Dump(NamedTuple):
+    """Pickled bytes, and the segments whose arrays they name."""
+
+    data: bytes
+    segments: set[int]
+
+
+class _NeedsCloudpickle(Exception):
+    """The cheap pickler met something that cannot be imported elsewhere."""
+
+
+class _Context:
+    """What the values of one dump are replaced by."""
+
+    def __init__(
+        self, functions: dict[int, int], staged: dict[int, np.ndarray], own: frozenset[str]
+    ) -> None:
+        self.functions = functions  # id of a function of the skeleton -> its number there
+        self.staged = staged  # id of a plain array -> the shared view that stands for it
+        self.own = own  # modules whose functions and classes go by value
+        self.segments: set[int] = set()
+
+    def array(self, value: np.ndarray) -> Any:
+        handle = arrays.handle(self.staged.get(id(value), value))
+        if handle is None:
+            return NotImplemented
+        self.segments.add(handle[0])
+        return arrays.rebuild, (handle,)
+
+
+class _Cheap(pickle.Pickler):
+    """For data: exact about arrays, refuses what would be looked up by name in vain."""
+
+    def __init__(self, file: io.BytesIO, context: _Context) -> None:
+        super().__init__(file, _PROTOCOL)
+        self.context = context
+
+    def reducer_override(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is np.ndarray:
+            return self.context.array(value)
+        if kind is FunctionType:
+            number = self.context.functions.get(id(value))
+            if number is not None:
+                return _recall, (number,)
+        elif kind is ModuleType:
+            if sys.modules.get(value.__name__) is not value:
+                raise _NeedsCloudpickle
+            return import_module, (value.__name__,)
+        elif not isinstance(value, type):
+            return NotImplemented
+        if not importable(value, self.context.own):
+            raise _NeedsCloudpickle
+        return NotImplemented
+
+
+class _General(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
+    """For everything else."""
+
+    def __init__(self, file: io.BytesIO, context: _Context) -> None:
+        super().__init__(file, _PROTOCOL)
+        self.context = context
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is np.ndarray:
+            return self.context.array(value)
+        if type(value) is FunctionType:
+            number = self.context.functions.get(id(value))
+            if number is not None:
+                return _recall, (number,)
+        return super().reducer_override(value)
+
+
+def importable(value: Any, own: frozenset[str] = frozenset()) -> bool:
+    """Whether another process gets this very function or class by importing it.
+
+    Parameters
+    ----------
+    value : function, builtin or class
+    own : frozenset of str
+        Modules that travel by value although they may be importable.
+    """
+    module = getattr(value, "__module__", None)
+    name = getattr(value, "__qualname__", None)
+    if module is None and isinstance(value, BuiltinFunctionType):
+        module = "builtins"
+    if not isinstance(module, str) or not name or module in own or module == "__main__":
+        return False
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is value
+
+
+def dump(
+    value: object,
+    *,
+    functions: dict[int, int] | None = None,
+    staged: dict[int, np.ndarray] | None = None,
+    own: frozenset[str] = frozenset(),
+) -> Dump:
+    """Pickle `value`.
+
+    Parameters
+    ----------
+    value : object
+    functions : dict of int to int, optional
+        Ids of functions that the reader has already, and their numbers (see `load`).
+    staged : dict of int to ndarray, optional
+        Ids of plain arrays, and the shared arrays to send in their place.
+    own : frozenset of str
+        Names of modules whose functions and classes go by value.
+
+    Returns
+    -------
+    Dump
+
+    Raises
+    ------
+    Exception
+        Whatever the object's own pickling raises.
+    """
+    context = _Context(functions or {}, staged or {}, own)
+    file = io.BytesIO()
+    try:
+        _Cheap(file, context).dump(value)
+    except (_NeedsCloudpickle, pickle.PicklingError, TypeError, AttributeError, ImportError):
+        context.segments.clear()
+        file = io.BytesIO()
+        with _switch:
+            flipped = [
+                module
+                for name in own
+                if (module := sys.modules.get(name)) is not None
+                and name not in cloudpickle.list_registry_pickle_by_value()
+            ]
+            for module in flipped:
+                cloudpickle.register_pickle_by_value(module)
+            try:
+                _General(file, context).dump(value)
+            finally:
+                for module in flipped:
+                    cloudpickle.unregister_pickle_by_value(module)
+    return Dump(file.getvalue(), context.segments)
+
+
+class _Loading(threading.local):
+    functions: list[FunctionType] | None = None
+
+
+_loading = _Loading()
+
+
+def load(data: bytes, functions: list[FunctionType] | None = None) -> Any:
+    """What `dump` was given.
+
+    Parameters
+    ----------
+    data : bytes
+    functions : list of function, optional
+        What the numbers of `dump`'s `functions` stand for here.
+    """
+    _loading.functions = functions
+    try:
+        return pickle.loads(data)
+    finally:
+        _loading.functions = None
+
+
+def _recall(number: int) -> FunctionType:
+    functions = _loading.functions
+    if functions is None:
+        _outside()
+    return functions[number]
+
+
+def _outside() -> NoReturn:
+    raise pickle.UnpicklingError("a function of a kernel was unpickled outside its worker")
