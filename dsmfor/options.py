@@ -148,11 +148,17 @@ def resolve(chosen: Options, choices: dict[str, Any]) -> Options:
     return override(chosen, **choices) if choices else chosen
 
 
+def _variable(name: str) -> str | None:
+    """An environment variable; `os.environ.get` is ten times slower, and this is every call."""
+    value = os.environ._data.get(name.encode())  # type: ignore[attr-defined]
+    return None if value is None else os.fsdecode(value)
+
+
 def engine(chosen: Options) -> str:
     """The engine of a call: chosen, else ``DSM_ENGINE``, else 'process'."""
     if chosen.engine is not None:
         return chosen.engine
-    name = os.environ.get("DSM_ENGINE")
+    name = _variable("DSM_ENGINE")
     return "process" if not name else _check_engine(name, "DSM_ENGINE in the environment")
 
 
@@ -160,7 +166,7 @@ def workers(chosen: Options) -> int:
     """The team's size: chosen, else ``DSM_WORKERS``, else as many as there are cores to use."""
     if chosen.workers is not None:
         return chosen.workers
-    text = os.environ.get("DSM_WORKERS")
+    text = _variable("DSM_WORKERS")
     if not text:
         return default_workers()
     try:

@@ -36,7 +36,7 @@ class _Core:
         self.shared = shared
         self.sharing = Sharing(function, shared)
         self.kernel = Kernel(function)
-        self.last_report: Report | None = None
+        self.costs: tuple[str, int, float, int, int] | None = None  # of the last call
 
 
 class Parallel(Generic[P]):
@@ -73,12 +73,13 @@ class Parallel(Generic[P]):
         if self._here or not team.orphan or engine(options) == "serial":
             values = self._run_here(arguments, kwargs, options)
         else:
-            values, core.last_report = region.run(
+            values, costs = region.run(
                 core.kernel, core.sharing, arguments, kwargs, workers(options), options
             )
+            core.costs = "process", *costs
         if options.reduce is not None:
             return fold(options.reduce, values or [None])
-        return values if any(value is not None for value in values) else None
+        return values if values and any(value is not None for value in values) else None
 
     def _run_here(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], options: Options
@@ -87,7 +88,7 @@ class Parallel(Generic[P]):
         began = time.perf_counter()
         settings = Settings(options.schedule or "static", options.chunk, options.seed or 0)
         value = serial.run(self._core.function, args, kwargs, settings)
-        self._core.last_report = Report("serial", 1, time.perf_counter() - began)
+        self._core.costs = "serial", 1, time.perf_counter() - began, 0, 0
         return [value]
 
     @property
@@ -125,7 +126,8 @@ class Parallel(Generic[P]):
     @property
     def last_report(self) -> Report | None:
         """What the last call did and cost, by whatever variant of this function."""
-        return self._core.last_report
+        costs = self._core.costs
+        return None if costs is None else Report(*costs)
 
     def __get__(self, instance: Any, owner: type | None = None) -> Parallel[Any]:
         if instance is None:

@@ -24,17 +24,19 @@ from __future__ import annotations
 import builtins
 import dis
 import itertools
+import pickle
 import traceback
 from collections.abc import Callable, Iterator
+from operator import is_
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dsmfor.errors import BarrierBroken, RegionError, RemoteTraceback
-from dsmfor.pickling import Dump, dump, importable, load
+from dsmfor.pickling import dump, importable, load
 
-__all__ = ["Failure", "Kernel", "Outcome", "Replica", "Stop", "describe_failure",
+__all__ = ["Failure", "Kernel", "Message", "Outcome", "Replica", "Stop", "describe_failure",
            "open_outcome", "revive"]
 
 _serials = itertools.count(1)
@@ -62,6 +64,12 @@ def global_names(code: CodeType) -> Iterator[str]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from global_names(constant)
+
+
+def _assigns_globals(code: CodeType) -> bool:
+    return any(i.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") for i in dis.get_instructions(code)) or any(
+        _assigns_globals(constant) for constant in code.co_consts if isinstance(constant, CodeType)
+    )
 
 
 class _Slot(NamedTuple):
@@ -102,6 +110,8 @@ class Skeleton:
             self._survey(function)
         self.slots = self._data + self._rest
         self.numbers = {id(f): n for n, f in enumerate(self.functions)}
+        # With nothing to bind and no global assigned, the worker may skip binding.
+        self.constant = not self.slots and not any(map(_assigns_globals, self.codes))
         self.data = self._pickle()
 
     def _add(self, function: FunctionType) -> None:
@@ -236,6 +246,15 @@ def _contents(cell: CellType) -> Any:
         return MISSING
 
 
+class Message(NamedTuple):
+    """What a region sends to its workers."""
+
+    skeleton: Skeleton
+    data: bytes  # serial of the skeleton, schedule, chunk, BLAS threads, environment or None
+    segments: set[int]  # that the environment names
+    retired: list[int]  # serials that workers may forget
+
+
 class Kernel:
     """The caller's side of a kernel: its skeleton, kept as long as it is true.
 
@@ -249,7 +268,7 @@ class Kernel:
         self.function = function
         self.skeleton: Skeleton | None = None
         self.retired: list[int] = []  # serials that no worker needs any more
-        self._last: tuple[list[Any], Dump] | None = None
+        self._last: tuple[list[Any], tuple[Any, ...], Message] | None = None
 
     def refresh(self) -> tuple[Skeleton, list[Any]]:
         """The skeleton, surveyed anew if anything in it has changed, and its slots' values."""
@@ -268,35 +287,36 @@ class Kernel:
                 )
         return skeleton, values
 
-    def environment(
+    def message(
         self,
         skeleton: Skeleton,
         values: list[Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         staged: dict[int, np.ndarray],
-    ) -> Dump:
-        """Pickle the slots' values and the arguments, in one dump.
+        choices: tuple[Any, ...],
+    ) -> Message:
+        """Pickle what the workers need for a call: slots' values and arguments, in one dump.
 
-        The last dump serves again when there are no arguments and every value is the same atom.
+        The last message serves again, as the same object, when there are no arguments, every
+        value is the same atom, and `choices` (schedule, chunk, BLAS threads) are the same.
         """
-        if not args and not kwargs:
-            last = self._last
-            if last is not None and all(map(_same, last[0], values)):
-                return last[1]
-            result = _dump(skeleton, (values, args, kwargs), staged)
-            if all(type(value) in _ATOMS for value in values):
-                self._last = values, result
-            return result
-        return _dump(skeleton, (values, args, kwargs), staged)
-
-
-def _dump(skeleton: Skeleton, value: object, staged: dict[int, np.ndarray]) -> Dump:
-    return dump(value, functions=skeleton.numbers, staged=staged, own=skeleton.own)
-
-
-def _same(a: object, b: object) -> bool:
-    return a is b
+        alone = not args and not kwargs
+        last = self._last
+        if alone and last is not None and last[1] == choices and all(map(is_, last[0], values)):
+            return last[2]
+        if alone and skeleton.constant:
+            environment, used = None, set[int]()
+        else:
+            environment, used = dump(
+                (values, args, kwargs), functions=skeleton.numbers, staged=staged, own=skeleton.own
+            )
+        retired, self.retired = self.retired, []
+        data = pickle.dumps((skeleton.serial, *choices, environment), pickle.HIGHEST_PROTOCOL)
+        message = Message(skeleton, data, used, retired)
+        if alone and not retired and all(type(value) in _ATOMS for value in values):
+            self._last = values, choices, message
+        return message
 
 
 class Replica:
@@ -324,9 +344,14 @@ class Replica:
                 self._templates[slot.owner][slot.name] = value
 
     def bind(
-        self, environment: bytes
+        self, environment: bytes | None
     ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-        """Fill every slot; the kernel and the arguments to call it with."""
+        """Fill every slot; the kernel and the arguments to call it with.
+
+        Without an environment there are neither slots nor arguments.
+        """
+        if environment is None:
+            return self.functions[0], (), {}
         values, args, kwargs = load(environment, self.functions)
         for space, template in zip(self._spaces, self._templates, strict=True):
             space.clear()
@@ -348,17 +373,18 @@ class Replica:
         return self.functions[0], args, kwargs
 
     def empty(self) -> None:
-        """Let go of everything that the last run was bound to."""
+        """Let go of everything that the last run was bound to, or has bound."""
         for space, template in zip(self._spaces, self._templates, strict=True):
             space.clear()
             space.update(template)
+        for function in self.functions:
+            if function.__dict__:
+                function.__dict__.clear()
         for slot in self._slots:
             if slot.kind == "cell":
                 if _contents(self._cells[slot.owner]) is not MISSING:
                     del self._cells[slot.owner].cell_contents
-            elif slot.kind == "__dict__":
-                self.functions[slot.owner].__dict__.clear()
-            elif slot.kind != "global":
+            elif slot.kind.startswith("__") and slot.kind != "__dict__":
                 setattr(self.functions[slot.owner], slot.name, None)
 
 

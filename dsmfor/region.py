@@ -18,15 +18,16 @@ from typing import Any
 import numpy as np
 
 from dsmfor.engines import process
-from dsmfor.engines.process import Ended, Message
+from dsmfor.engines.crew import Ended
 from dsmfor.errors import RegionError, RegionTimeout, WorkerDied
 from dsmfor.options import Options
 from dsmfor.payload import MISSING, Failure, Kernel, Skeleton, global_names, revive
-from dsmfor.report import Report
 from dsmfor.staging import Stage, stageable
 
 __all__ = ["Sharing", "run"]
 
+_NO_VIEWS: dict[int, np.ndarray] = {}
+_MASK = (1 << 64) - 1
 _draw = Random()  # seeds for calls that name none; not the user's generator
 
 
@@ -185,14 +186,15 @@ def run(
     kwargs: dict[str, Any],
     size: int,
     options: Options,
-) -> tuple[list[Any], Report]:
+) -> tuple[list[Any], tuple[int, float, int, int]]:
     """Call a kernel on a team of the process engine.
 
     Returns
     -------
     values : list
         What each rank returned, by rank; empty if all returned None.
-    report : Report
+    costs : tuple
+        Workers, seconds, bytes copied in and out: what `Report` tells.
 
     Raises
     ------
@@ -203,30 +205,24 @@ def run(
     began = time.perf_counter()
     arguments = sharing.bind(args, kwargs)
     skeleton, values = kernel.refresh()
-    plain = list(sharing.plain_arrays(arguments, skeleton, values))
-    stage = Stage(plain) if plain else None
+    stage = None
+    if arguments or values:
+        plain = list(sharing.plain_arrays(arguments, skeleton, values))
+        if plain:
+            stage = Stage(plain)
     try:
-        dump = kernel.environment(
-            skeleton, values, args, kwargs, stage.views if stage is not None else {}
+        message = kernel.message(
+            skeleton,
+            values,
+            args,
+            kwargs,
+            stage.views if stage is not None else _NO_VIEWS,
+            (options.schedule or "static", options.chunk, options.blas_threads),
         )
-        retired, kernel.retired = kernel.retired, []
-        seed = options.seed
-        message = Message(
-            serial=skeleton.serial,
-            skeleton=skeleton.data,
-            settings=(
-                options.schedule or "static",
-                options.chunk,
-                _draw.getrandbits(63) if seed is None else seed,
-            ),
-            blas_threads=options.blas_threads,
-            environment=dump.data,
-            segments=dump.segments,
-            retired=retired,
-        )
+        seed = _draw.getrandbits(63) if options.seed is None else options.seed & _MASK
         intact = False
         try:
-            ended = process.run(size, message, options.timeout)
+            ended = process.run(size, message, seed, options.timeout)
             intact = ended.reason in ("died", "timeout")
         except WorkerDied:
             intact = True
@@ -234,19 +230,15 @@ def run(
         finally:
             if stage is not None and not intact:
                 stage.copy_out()
-        report = Report(
-            engine="process",
-            workers=size,
-            seconds=time.perf_counter() - began,
-            bytes_in=stage.bytes_in if stage is not None else 0,
-            bytes_out=stage.bytes_out if stage is not None else 0,
-        )
     finally:
         if stage is not None:
             stage.close()
-    if ended.reason != "none" or ended.outcomes:
-        return _values(ended, size, kernel.function.__qualname__, options.timeout), report
-    return [], report
+    copied = (0, 0) if stage is None else (stage.bytes_in, stage.bytes_out)
+    seconds = time.perf_counter() - began
+    if ended.reason == "none" and not ended.outcomes:
+        return [], (size, seconds, *copied)
+    result = _values(ended, size, kernel.function.__qualname__, options.timeout)
+    return result, (size, seconds, *copied)
 
 
 def _values(ended: Ended, size: int, name: str, timeout: float | None) -> list[Any]:

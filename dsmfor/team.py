@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dsmfor._native.block import Block
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
     from dsmfor.schedules import Schedule
 
-__all__ = ["Carrier", "Settings", "Team", "check_creation", "current", "inside", "solo"]
+__all__ = ["Carrier", "Settings", "Team", "check_creation", "current", "enter", "solo"]
 
 
 class Settings(NamedTuple):
@@ -112,15 +111,11 @@ def solo(*, orphan: bool = False) -> Member:
     return Member(Block(), 0, 1, orphan)
 
 
-@contextmanager
-def inside(team: Team | None) -> Iterator[None]:
-    """Make `team` the current one of this thread; the one before comes back at the end."""
+def enter(team: Team | None) -> Team | None:
+    """Make `team` the current one of this thread; the one before, to be entered again after it."""
     before = _here.team
     _here.team = team
-    try:
-        yield
-    finally:
-        _here.team = before
+    return before
 
 
 def check_creation(function: str) -> None:

@@ -34,7 +34,7 @@ cdef extern from "control.h" nogil:
     ctypedef struct dsm_control:
         uint32_t bell, left, gen, table, used
         uint64_t reason, base
-        int32_t size
+        int32_t size, linger
         dsm_slot slots[8]
         dsm_rank ranks[1024]
 
@@ -46,6 +46,7 @@ cdef extern from "control.h" nogil:
     bint CAS(uint32_t *p, uint32_t *old, uint32_t v)
 
     int dsm_sleep(uint32_t *word, uint32_t expected, int64_t us, uint32_t bits)
+    int dsm_rest(uint32_t *word, uint32_t seen, int64_t linger, int64_t us, uint32_t bits)
     void dsm_wake(uint32_t *word, int many, uint32_t bits)
     uint32_t dsm_bit(int32_t rank)
     double dsm_now()

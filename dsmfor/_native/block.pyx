@@ -17,6 +17,7 @@ from libc.errno cimport ETIMEDOUT
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from posix.unistd cimport close, getpid
 
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *address, size_t n, int protection, int flags, int fd, long offset)
@@ -112,7 +113,7 @@ cdef class Page:
 
     def __cinit__(self, Py_ssize_t nbytes, int fd=-1):
         self.fd = -1
-        self.pid = os.getpid()
+        self.pid = getpid()
         self.nbytes = nbytes
         if fd >= 0:
             if os.fstat(fd).st_size < nbytes:
@@ -132,8 +133,8 @@ cdef class Page:
 
     def __dealloc__(self):
         if self.fd >= 0:
-            os.close(self.fd)
-        if self.p != NULL and self.pid == os.getpid():
+            close(self.fd)
+        if self.p != NULL and self.pid == getpid():
             munmap(self.p, self.nbytes)
 
     def release(self):
@@ -167,7 +168,7 @@ cdef class Block:
     """
 
     def __cinit__(self, int fd=-1, bint inherited=False):
-        self.pid = os.getpid()
+        self.pid = getpid()
         self.b = <dsm_control *>_map(fd, sizeof(dsm_control), True)
         if fd >= 0 and not inherited:
             madvise(self.b, sizeof(dsm_control), MADV_DONTFORK)
@@ -176,7 +177,7 @@ cdef class Block:
 
     def __dealloc__(self):
         free(self.watched)
-        if self.b != NULL and self.pid == os.getpid():
+        if self.b != NULL and self.pid == getpid():
             munmap(self.b, sizeof(dsm_control))
 
     @staticmethod
@@ -215,6 +216,10 @@ cdef class Block:
                 return 1
         return 0
 
+    def linger(self, int microseconds):
+        """How long waiters of this block yield before they sleep."""
+        self.b.linger = microseconds
+
     def launch(self, int size, uint64_t epoch):
         """Start region `epoch` on ranks 0..size-1; the reason if the crew is broken, else 0."""
         return dsm_launch(self.b, size, epoch) & 0xffffffff
@@ -227,6 +232,7 @@ cdef class Block:
         cdef uint32_t tag = <uint32_t>(epoch & 0x7ffff) << 13
         cdef uint32_t v
         cdef int64_t us
+        cdef int64_t linger = self.b.linger
         cdef int error
         while True:
             v = LOAD(&self.b.left)
@@ -240,8 +246,9 @@ cdef class Block:
                 if us <= 0:
                     return LATE
             with nogil:
-                error = dsm_sleep(&self.b.left, v, us, DSM_ANYONE)
+                error = dsm_rest(&self.b.left, v, linger, us, DSM_ANYONE)
             if error:
+                linger = 0
                 PyErr_CheckSignals()
                 if self.ended(size, epoch):
                     return DONE
@@ -358,7 +365,8 @@ cdef class Block:
             if LOAD64(&r.mailed) != r.read or error == ETIMEDOUT:
                 return 0, r.mailed - r.read
             with nogil:
-                error = dsm_sleep(&self.b.bell, v, 1_000_000, dsm_bit(rank))
+                error = dsm_rest(&self.b.bell, v, self.b.linger if error == 0 else 0, 1_000_000,
+                                 dsm_bit(rank))
             if error:
                 PyErr_CheckSignals()
 

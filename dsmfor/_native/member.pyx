@@ -206,7 +206,7 @@ cdef class Member:
             if us <= 0:
                 return 1
         with nogil:
-            error = dsm_sleep(word, seen, us, DSM_ANYONE)
+            error = dsm_rest(word, seen, self.block.b.linger, us, DSM_ANYONE)
         if error:
             PyErr_CheckSignals()
         return 0

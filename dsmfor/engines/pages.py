@@ -19,7 +19,8 @@ from dsmfor.engines.channel import contents, envelope, receive, send
 from dsmfor.errors import DSMError
 from dsmfor.pickling import dump, load
 
-__all__ = ["MAILBOX", "OUTCOME", "PAGE", "Areas", "Broker", "post", "read_post"]
+__all__ = ["ELSEWHERE", "MAILBOX", "OUTCOME", "PAGE", "Areas", "Broker", "Mailbox", "read_body",
+           "read_head"]
 
 MAILBOX = 128 * 1024
 OUTCOME = 64 * 1024  # bytes of a page that belong to the outcome, from its start
@@ -27,30 +28,51 @@ _AREA = 8 * 1024
 _AREAS = 2 + 8  # exchanges, loop slots
 PAGE = OUTCOME + _AREAS * _AREA
 
-_HEAD = struct.Struct("=QQ")  # epoch, length of the message or ELSEWHERE
+_HEAD = struct.Struct("=QQQQ")  # epoch, length of the message or ELSEWHERE, edition, seed
 _LENGTH = struct.Struct("=Q")
 ELSEWHERE = (1 << 64) - 1  # the bytes did not fit and travel in a memfd
 
 
-def post(mailbox: Page, epoch: int, data: bytes | None) -> None:
-    """Write a region's message, or that it came by letter."""
-    if data is None:
-        mailbox.write(0, _HEAD.pack(epoch, ELSEWHERE))
-    else:
-        mailbox.write(0, _HEAD.pack(epoch, len(data)) + data)
+class Mailbox:
+    """The caller's side: one region's message at a time.
+
+    A message that is the very object that was posted last is not written again: its *edition*
+    stays, and a worker that has read that edition uses what it made of it.
+    """
+
+    def __init__(self) -> None:
+        self.page = Page(MAILBOX)
+        self._edition = 0
+        self._posted: bytes | None = None
+
+    def post(self, epoch: int, seed: int, data: bytes) -> bool:
+        """Write a region's message; False if it does not fit and must go by letter."""
+        fits = _HEAD.size + len(data) <= MAILBOX
+        if data is not self._posted:
+            self._edition += 1
+            self._posted = data
+            if fits:
+                self.page.write(_HEAD.size, data)
+        length = len(data) if fits else ELSEWHERE
+        self.page.write(0, _HEAD.pack(epoch, length, self._edition, seed))
+        return fits
+
+    def forget(self) -> None:
+        """Write the next message whatever it is: workers are new."""
+        self._posted = None
 
 
-def fits_mailbox(data: bytes) -> bool:
-    """Whether `post` has room for the message."""
-    return _HEAD.size + len(data) <= MAILBOX
-
-
-def read_post(mailbox: Page, epoch: int) -> bytes | None:
-    """The message of region `epoch`, or None if it came by letter."""
-    found, length = _HEAD.unpack(mailbox.read(0, _HEAD.size))
+def read_head(mailbox: Page, epoch: int) -> tuple[int, int, int]:
+    """(length, edition, seed) of the message of region `epoch`."""
+    found, length, edition, seed = _HEAD.unpack(mailbox.read(0, _HEAD.size))
     if found != epoch:
         raise DSMError(f"the mailbox holds region {found}, region {epoch} was launched")
-    return None if length == ELSEWHERE else mailbox.read(_HEAD.size, length)
+    return length, edition, seed
+
+
+def read_body(mailbox: Page, length: int) -> bytes:
+    """The message itself."""
+    return mailbox.read(_HEAD.size, length)
 
 
 class Broker:

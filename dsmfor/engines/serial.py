@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from dsmfor.team import Settings, inside, solo
+from dsmfor.team import Settings, enter, solo
 
 __all__ = ["run"]
 
@@ -30,15 +30,16 @@ def run(
     """
     member = solo()
     member.settings = settings
-    with inside(member):
-        try:
-            value = kernel(*args, **kwargs)
-            member.finish()
-        except BaseException as error:
-            last = member.last_index()
-            if last is not None:
-                error.add_note(f"in worker 0 of 1, {last[0]}")
-            raise
-        finally:
-            member.end()
+    before = enter(member)
+    try:
+        value = kernel(*args, **kwargs)
+        member.finish()
+    except BaseException as error:
+        last = member.last_index()
+        if last is not None:
+            error.add_note(f"in worker 0 of 1, {last[0]}")
+        raise
+    finally:
+        enter(before)
+        member.end()
     return value

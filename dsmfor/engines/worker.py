@@ -24,11 +24,12 @@ from dsmfor import segments
 from dsmfor._native.block import PHASES, Block, Page, die_with_parent
 from dsmfor._native.member import Member
 from dsmfor.engines.channel import contents, envelope, receive, send
-from dsmfor.engines.pages import MAILBOX, OUTCOME, PAGE, Areas, Broker, read_post
+from dsmfor.engines.pages import ELSEWHERE as BY_LETTER
+from dsmfor.engines.pages import MAILBOX, OUTCOME, PAGE, Areas, Broker, read_body, read_head
 from dsmfor.errors import DSMError
 from dsmfor.payload import Outcome, Replica, Stop, describe_failure
 from dsmfor.pickling import dump
-from dsmfor.team import Settings, inside
+from dsmfor.team import Settings, enter
 
 __all__ = ["BLAS_VARIABLES", "STOP_SIGNAL", "Post", "main"]
 
@@ -58,6 +59,17 @@ class Post:
     settings: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """A region's message, read."""
+
+    replica: Replica
+    schedule: Any
+    chunk: int | None
+    blas: int | None
+    environment: bytes | None
+
+
 def main(post: Post, caller: socket.socket, warden: socket.socket) -> None:
     """Serve as a rank of a crew until the caller goes."""
     die_with_parent(signal.SIGKILL)
@@ -84,7 +96,10 @@ class Worker:
         self.member = Member(self.block, self.rank, 1)
         self.member.end()
         self.member.carrier = Areas(self.page, self.block, self.broker)
+        self.skeletons: dict[int, bytes] = {}  # received, to be unpickled at their first region
         self.replicas: dict[int, Replica] = {}
+        self.edition = 0  # of the message that `order` was made of
+        self.order: _Order | None = None
         self.mapped: dict[int, np.ndarray] = {}  # roots of the caller's segments
         self.freed: deque[int] = deque()  # segments of ours that are gone
         self.bulk: int | None = None  # descriptor of a message that did not fit the mailbox
@@ -137,8 +152,13 @@ class Worker:
         elif verb == "forget":
             for serial in body:
                 self.replicas.pop(serial, None)
+                self.skeletons.pop(serial, None)
+            self.edition = 0  # what was read last may be among them
         elif verb == "settings":
             self.apply(body)
+        elif verb == "skeleton":
+            serial, data = body
+            self.skeletons[serial] = data
         elif verb == "message":
             self.bulk = descriptors[0]
         self.block.letter_read(self.rank)
@@ -205,40 +225,50 @@ class Worker:
 
     def attempt(self, epoch: int) -> Outcome | None:
         """Run the kernel: its value or failure, None for the commonest: it returned None."""
-        replica = None
-        size = self.block.region_size()
-        self.member.begin(epoch, size)
-        self.broker.exported.clear()
-        self.broker.lent.clear()
+        order = None
+        block, member = self.block, self.member
+        size = block.region_size()
+        member.begin(epoch, size)
+        if self.broker.exported or self.broker.lent:
+            self.broker.exported.clear()
+            self.broker.lent.clear()
         try:
-            self.block.phase(self.rank, _UNPICKLING)
-            message = read_post(self.mailbox, epoch)
-            if message is None:
-                message = self.read_bulk()
-            serial, skeleton, settings, blas, environment = pickle.loads(message)
-            del message
-            self.limit_blas(blas)
-            replica = self.replicas.get(serial)
-            if replica is None:
-                replica = self.replicas[serial] = Replica(skeleton)
-            kernel, args, kwargs = replica.bind(environment)
-            self.member.settings = Settings(*settings)
-            with inside(self.member):
-                self.block.phase(self.rank, _COMPUTING)
-                self.running = True
-                try:
-                    value = kernel(*args, **kwargs)
-                finally:
-                    self.running = False
-                self.member.finish()
+            block.phase(self.rank, _UNPICKLING)
+            length, edition, seed = read_head(self.mailbox, epoch)
+            order = self.order
+            if order is None or edition != self.edition:
+                order = self.read_order(length)
+                self.edition, self.order = edition, order
+            if order.blas != self.blas:
+                self.limit_blas(order.blas)
+            kernel, args, kwargs = order.replica.bind(order.environment)
+            member.settings = Settings(order.schedule, order.chunk, seed)
+            block.phase(self.rank, _COMPUTING)
+            enter(member)
+            self.running = True
+            try:
+                value = kernel(*args, **kwargs)
+            finally:
+                self.running = False
+                enter(None)
+            member.finish()
             return None if value is None else Outcome(value=value)
         except BaseException as error:
-            self.member.fail()
+            member.fail()
             return Outcome(failure=describe_failure(error, self.note(size)))
         finally:
             kernel = args = kwargs = value = None
-            if replica is not None:
-                replica.empty()
+            if order is not None:
+                order.replica.empty()
+
+    def read_order(self, length: int) -> _Order:
+        """Unpickle a region's message."""
+        message = self.read_bulk() if length == BY_LETTER else read_body(self.mailbox, length)
+        serial, schedule, chunk, blas, environment = pickle.loads(message)
+        replica = self.replicas.get(serial)
+        if replica is None:
+            replica = self.replicas[serial] = Replica(self.skeletons[serial])
+        return _Order(replica, schedule, chunk, blas, environment)
 
     def read_bulk(self) -> bytes:
         fd, self.bulk = self.bulk, None

@@ -1,0 +1,390 @@
+"""A crew: the workers of a team, and one region on them from launch to rest.
+
+The caller's side of PROTOCOL.md, sections 3 and 6, for one crew, which is used by one thread at a
+time. Which crew serves which call is process.py's; the line to the warden, through which workers
+are forked, killed and mourned, is launch.py's.
+
+Guarantees
+----------
+- `region` returns only when every rank has acknowledged or has been reaped.
+- A failure costs the crew its broken workers alone: `muster` replaces them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from dsmfor import segments
+from dsmfor._native.block import BROKEN, DEAD, DONE, LATE, REASONS, Block, Page
+from dsmfor.engines.channel import MOST_DESCRIPTORS, contents, envelope, send
+from dsmfor.engines.launch import Recruit, WardenGone, WardenLine
+from dsmfor.engines.pages import PAGE, Mailbox
+from dsmfor.engines.worker import ELSEWHERE, STOP_SIGNAL
+from dsmfor.errors import WorkerDied
+from dsmfor.payload import Message, Outcome, open_outcome
+
+__all__ = ["Crew", "Ended"]
+
+_GRACE = 1.0  # seconds that a stopped rank has to acknowledge before it is killed
+_LINGER = 100  # microseconds that whoever waits yields its core before it sleeps
+_INTERRUPTED, _TIMEOUT = REASONS.index("interrupted"), REASONS.index("timeout")
+
+
+class Ended(NamedTuple):
+    """How a region ended, before anybody is told."""
+
+    outcomes: list[Outcome | None]  # by rank, None for one that returned None or died; [] if all did
+    reason: str  # "none", or why the region failed: one of `REASONS`
+    died: list[WorkerDied]
+    slow: list[str]  # the ranks that ran when the time was over, in words
+
+
+_NOTHING = Ended([], "none", [], [])
+
+
+@dataclass(slots=True)
+class Worker:
+    """What the caller holds of a living worker."""
+
+    recruit: Recruit
+    page: Page
+    skeletons: set[int] = field(default_factory=set)
+    segments: set[int] = field(default_factory=set)
+    settings: int = 0  # version of the settings that it follows
+
+
+class Crew:
+    """A control block, a mailbox and the workers of ranks 0, 1, ...
+
+    Parameters
+    ----------
+    line : WardenLine
+    guard : lock
+        Held for every use of `line`, which crews share.
+    number : int
+        The crew's among all of this caller.
+    """
+
+    def __init__(self, line: WardenLine, guard: threading.RLock, number: int) -> None:
+        self.line = line
+        self.guard = guard
+        self.number = number
+        self.epoch = 1
+        self.at_rest = True  # no rank is in a region
+        self.workers: list[Worker | None] = []
+        self.version = 0  # of the settings that all workers follow
+        self.segments: set[int] = set()  # known to all workers
+        self.skeletons: set[int] = set()
+        fd = Block.descriptor()
+        try:
+            self.block = Block(fd)
+            self.block.repair()
+            self.mailbox = Mailbox()
+            line.tell("crew", number, fds=[fd, self.mailbox.page.fd])
+            self.mailbox.page.release()
+        finally:
+            os.close(fd)
+
+    # -- the team ------------------------------------------------------------------------------
+
+    def muster(self, size: int) -> None:
+        """Have `size` living workers and a clean block, replacing whoever has died."""
+        self.line.read_obituaries(block=False)
+        self.bury()
+        if self.block.reason()[0]:
+            self.block.repair()
+            self.line.read_obituaries(block=False)
+            self.bury()
+        wanted = [r for r in range(max(size, len(self.workers))) if r >= len(self.workers) or self.workers[r] is None]
+        if not wanted:
+            return
+        for rank in wanted:
+            self.block.enlist(rank, self.epoch)
+        recruits = self.line.spawn(self.number, wanted, self.epoch)
+        for rank, (recruit, page_fd) in recruits.items():
+            worker = Worker(recruit, Page(PAGE, page_fd))
+            os.close(page_fd)
+            worker.settings = self.line.version
+            while len(self.workers) <= rank:
+                self.workers.append(None)
+            self.workers[rank] = worker
+        self.segments.clear()
+        self.skeletons.clear()
+        self.mailbox.forget()
+        cores = len(os.sched_getaffinity(0))
+        self.block.linger(_LINGER if len(self.workers) <= cores else 0)
+        self.watch()
+
+    def ready(self) -> bool:
+        """Whether nobody of the crew is known to have failed."""
+        return not self.block.reason()[0] and None not in self.workers
+
+    def watch(self) -> None:
+        self.block.watch([self.line.pidfd, *(w.recruit.pidfd for w in self.workers if w)])
+
+    def bury(self) -> list[WorkerDied]:
+        """Give up the workers whose death the warden has told; an error for each."""
+        died = []
+        for rank, worker in enumerate(self.workers):
+            if worker is None or worker.recruit.pid not in self.line.obituaries:
+                continue
+            code = self.line.obituaries.pop(worker.recruit.pid)
+            died.append(self.obituary(rank, worker.recruit.pid, code))
+            worker.recruit.close()
+            self.workers[rank] = None
+            self.block.enlist(rank, self.epoch)
+        if died:
+            self.watch()
+        return died
+
+    def obituary(self, rank: int, pid: int, code: int | None) -> WorkerDied:
+        place = self.block.place(rank)
+        if code is None:
+            how = "ended for an unknown reason"
+        elif code < 0:
+            how = f"was killed by {signal.Signals(-code).name}"
+            if -code == signal.SIGKILL:
+                how += " (memory may have run out: see the kernel's log)"
+        else:
+            how = f"exited with code {code}"
+        where = place["phase"]
+        if place["at"] == "prange":
+            where += f", last chunk [{place['low']}, {place['high']}) of line {place['line']}"
+        return WorkerDied(
+            f"worker {rank} (pid {pid}) {how} while {where}; plain arrays of this call are as they "
+            "were before it, shared ones as the workers left them. The next call has a full team",
+            rank=rank,
+            pid=pid,
+            exitcode=code,
+        )
+
+    def disband(self) -> None:
+        """End every worker; the warden reaps them."""
+        pids = [worker.recruit.pid for worker in self.workers if worker]
+        self.close()
+        with contextlib.suppress(WardenGone):
+            self.line.tell("kill", pids)
+            self.line.tell("disband", self.number)
+
+    def close(self) -> None:
+        """Let go of the workers' descriptors."""
+        self.block.watch([])
+        for worker in self.workers:
+            if worker:
+                worker.recruit.close()
+        self.workers.clear()
+
+    # -- letters -------------------------------------------------------------------------------
+
+    def letter(self, rank: int, verb: str, body: object, fds: Iterable[int] = ()) -> None:
+        """Send a letter to a rank; it reads it when the bell rings."""
+        worker = self.workers[rank]
+        assert worker is not None
+        if self.block.unread(rank) >= 32:
+            self.await_read(rank)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # found by its pidfd
+            send(worker.recruit.end, (verb, body), list(fds))
+            self.block.mailed(rank, 1)
+
+    def await_read(self, rank: int) -> None:
+        """Have an idle worker read what was sent; one that does not is no worker any more."""
+        self.block.ring()
+        if self.block.await_read(rank, 10.0) == LATE:
+            worker = self.workers[rank]
+            assert worker is not None
+            with self.guard:
+                self.line.tell("kill", [worker.recruit.pid])
+                self.line.read_obituaries(block=True, pids=[worker.recruit.pid])
+
+    def supply(self, size: int, message: Message) -> None:
+        """Send the ranks what they lack for a message."""
+        self.line.follow()
+        skeleton = message.skeleton
+        if (
+            skeleton.serial in self.skeletons
+            and message.segments <= self.segments
+            and self.version == self.line.version
+            and not message.retired
+        ):
+            return
+        for rank, worker in enumerate(self.workers):
+            if worker is None:
+                continue
+            if worker.settings != self.line.version:
+                self.letter(rank, "settings", self.line.settings)
+                worker.settings = self.line.version
+            if message.retired:
+                self.letter(rank, "forget", message.retired)
+                worker.skeletons.difference_update(message.retired)
+            if rank >= size:
+                continue
+            if skeleton.serial not in worker.skeletons:
+                self.letter(rank, "skeleton", (skeleton.serial, skeleton.data))
+                worker.skeletons.add(skeleton.serial)
+            self.introduce(rank, worker, sorted(message.segments - worker.segments))
+        self.version = self.line.version
+        self.skeletons.difference_update(message.retired)
+        if size >= len(self.workers):
+            self.skeletons.add(skeleton.serial)
+            self.segments |= message.segments
+
+    def introduce(self, rank: int, worker: Worker, new: list[int]) -> None:
+        """Give a worker the descriptors of segments that it does not know."""
+        for start in range(0, len(new), MOST_DESCRIPTORS):
+            batch = new[start : start + MOST_DESCRIPTORS]
+            self.letter(
+                rank,
+                "segments",
+                [(segment, segments.size(segment)) for segment in batch],
+                [segments.descriptor(segment) for segment in batch],
+            )
+            if start + MOST_DESCRIPTORS < len(new):
+                self.await_read(rank)
+        worker.segments.update(new)
+
+    def let_go(self, freed: set[int]) -> bool:
+        """Tell the workers that know them that segments are gone; whether any was told."""
+        told = False
+        for rank, worker in enumerate(self.workers):
+            if worker is not None and (known := worker.segments & freed):
+                self.letter(rank, "free", sorted(known))
+                worker.segments -= known
+                told = True
+        self.segments -= freed
+        return told
+
+    # -- a region ------------------------------------------------------------------------------
+
+    def region(self, size: int, message: Message, seed: int, timeout: float | None) -> Ended:
+        """Run a region and bring the crew to rest, whatever happens."""
+        self.at_rest = False
+        until = 0.0 if timeout is None else time.monotonic() + timeout
+        self.supply(size, message)
+        self.epoch += 1
+        if not self.mailbox.post(self.epoch, seed, message.data):
+            bulk = envelope(message.data)
+            try:
+                for rank in range(size):
+                    self.letter(rank, "message", None, [bulk])
+            finally:
+                os.close(bulk)
+        if self.block.launch(size, self.epoch):
+            status = BROKEN
+        else:
+            try:
+                status = self.block.wait(size, self.epoch, until)
+            except BaseException:
+                self.block.poison(_INTERRUPTED, -1)
+                self.wind_up(size, at_once=True)
+                raise
+        if status == DONE:
+            self.at_rest = True
+            if self.block.all_quiet(size):
+                return _NOTHING
+            return Ended(self.collect(size), "none", [], [])
+        slow = []
+        if status == LATE:
+            slow = [self.whereabouts(rank) for rank in self.running(size)]
+            self.block.poison(_TIMEOUT, -1)
+        died = self.wind_up(size, at_once=status != BROKEN)
+        reason = REASONS[self.block.reason()[0]]
+        if died and reason != "timeout":
+            reason = "died"
+        return Ended(self.collect(size), reason, died, slow)
+
+    def wind_up(self, size: int, *, at_once: bool) -> list[WorkerDied]:
+        """Bring a failed region to rest; the workers that died by themselves.
+
+        A second Ctrl-C ends the grace of those that still run.
+        """
+        died: list[WorkerDied] = []
+        stopped = False
+        patient = True
+        while True:
+            try:
+                if at_once or died:
+                    if not stopped:
+                        self.stop(size)
+                        stopped = True
+                status = self.block.settle(size, self.epoch, _GRACE if patient else 0.0)
+                if status == DONE:
+                    self.at_rest = True
+                    return died
+                if status == DEAD:
+                    with self.guard:
+                        self.line.read_obituaries(block=True, pids=self.ended())
+                    died += self.bury()
+                elif not stopped:
+                    self.stop(size)  # ranks that compute on although another one has failed
+                    stopped = True
+                elif at_once or died or not patient:
+                    self.kill(size)
+                    self.bury()
+            except KeyboardInterrupt:
+                patient = False
+                at_once = True
+
+    def ended(self) -> list[int]:
+        """Pids of the workers that have ended, or `WardenGone` if they all have."""
+        if self.line.gone():
+            raise WardenGone
+        return [
+            worker.recruit.pid
+            for worker in self.workers
+            if worker is not None and worker.recruit.ended()
+        ]
+
+    def running(self, size: int) -> list[int]:
+        return [
+            rank
+            for rank in range(size)
+            if self.workers[rank] is not None and self.block.done(rank) != self.epoch
+        ]
+
+    def stop(self, size: int) -> None:
+        """Ask the ranks that still run to stop: raises in their kernels."""
+        for rank in self.running(size):
+            worker = self.workers[rank]
+            assert worker is not None
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(worker.recruit.pidfd, STOP_SIGNAL)
+
+    def kill(self, size: int) -> None:
+        """End the ranks that still run."""
+        running = [self.workers[rank] for rank in self.running(size)]
+        pids = [worker.recruit.pid for worker in running if worker is not None]
+        with self.guard:
+            self.line.tell("kill", pids)
+            self.line.read_obituaries(block=True, pids=pids)
+
+    def whereabouts(self, rank: int) -> str:
+        place = self.block.place(rank)
+        line = f" (line {place['line']})" if place["line"] else ""
+        return f"rank {rank} was {place['phase']}{line}"
+
+    def collect(self, size: int) -> list[Outcome | None]:
+        """The outcomes of the ranks that live."""
+        outcomes: list[Outcome | None] = []
+        for rank in range(size):
+            worker = self.workers[rank]
+            code, length = self.block.outcome(rank)
+            if worker is None or code == 0:
+                outcomes.append(None)
+                continue
+            if code & ELSEWHERE:
+                fd, length = worker.recruit.receive_outcome()
+                try:
+                    data = contents(fd, length)
+                finally:
+                    os.close(fd)
+            else:
+                data = worker.page.read(0, length)
+            outcomes.append(open_outcome(data, rank, size))
+        return outcomes

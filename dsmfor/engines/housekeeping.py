@@ -1,0 +1,79 @@
+"""A thread of the caller that hears of freed segments, and has idle workers let them go too.
+
+The garbage collector tells of a freed segment in any thread, at any bytecode, perhaps while a lock
+is held; so the telling is a deque and a write to an eventfd, and the acting is this thread's.
+
+Guarantees
+----------
+- `note` takes no lock and waits for nothing.
+- After `stop` neither thread nor descriptor is left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+
+__all__ = ["Housekeeper"]
+
+_FIRST_DESCRIPTOR = 1024  # ours are numbered above the user's, whose select() knows 1024
+_BATCH = 0.05  # seconds: one letter tells of many
+
+
+class Housekeeper:
+    """Calls `act` soon after segments were noted as freed.
+
+    Parameters
+    ----------
+    act : callable
+        Called in the thread of the housekeeper.
+    """
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self.freed: deque[int] = deque()
+        self._act = act
+        self._stopping = threading.Event()
+        low = os.eventfd(0, os.EFD_CLOEXEC)
+        try:
+            self._wake = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, _FIRST_DESCRIPTOR)
+        finally:
+            os.close(low)
+        self._thread = threading.Thread(
+            target=self._run, name="dsmfor housekeeping", daemon=True
+        )
+        self._thread.start()
+
+    def note(self, segment: int) -> None:
+        """A segment has been freed."""
+        self.freed.append(segment)
+        self.wake()
+
+    def wake(self) -> None:
+        """Look at `freed` soon."""
+        wake = self._wake
+        if wake >= 0:
+            os.eventfd_write(wake, 1)
+
+    def _run(self) -> None:
+        while True:
+            os.eventfd_read(self._wake)
+            self._stopping.wait(_BATCH)
+            if self._stopping.is_set():
+                return
+            self._act()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopping.set()
+        self.wake()
+        self._thread.join()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the descriptor alone: in a forked child, which has no thread."""
+        wake, self._wake = self._wake, -1
+        if wake >= 0:
+            os.close(wake)
