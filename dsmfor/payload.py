@@ -342,6 +342,7 @@ class Replica:
                 value = self.functions[value.number]
             if value is not MISSING:
                 self._templates[slot.owner][slot.name] = value
+        self.empty()
 
     def bind(
         self, environment: bytes | None

@@ -28,6 +28,7 @@ __all__ = ["Sharing", "run"]
 
 _NO_VIEWS: dict[int, np.ndarray] = {}
 _MASK = (1 << 64) - 1
+_MOST_NOTES = 4  # of other ranks' exceptions
 _draw = Random()  # seeds for calls that name none; not the user's generator
 
 
@@ -290,6 +291,8 @@ def _divergence(name: str, failures: list[tuple[int, Failure]]) -> str:
 
 
 def _note_others(error: BaseException, failures: list[tuple[int, Failure]]) -> None:
-    for _, failure in failures:
+    for _, failure in failures[:_MOST_NOTES]:
         error.add_note(f"also {failure.note}: {failure.name}: {failure.text}")
+    if len(failures) > _MOST_NOTES:
+        error.add_note(f"and in {len(failures) - _MOST_NOTES} more workers")
 
