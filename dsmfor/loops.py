@@ -123,9 +123,7 @@ def prange(
     if team.in_loop:
         return iter(whole)
     plan = _plan(team, len(whole), schedule, chunk, seed)
-    return cast(
-        "Iterator[int]", Indices(team, plan, whole.start, whole.step, line, code, nowait)
-    )
+    return cast("Iterator[int]", Indices(team, plan, whole.start, whole.step, line, code, nowait))
 
 
 def pslices(
@@ -213,15 +211,20 @@ def ptiles(
     extent = _shape(shape, "ptiles")
     size = (index(tile),) * len(extent) if hasattr(tile, "__index__") else _shape(tile, "ptiles")
     if len(size) != len(extent):
-        raise ValueError(f"ptiles got {len(size)} tile extents {size} for a shape of "
-                         f"{len(extent)} axes {extent}; give one for each axis")
+        raise ValueError(
+            f"ptiles got {len(size)} tile extents {size} for a shape of "
+            f"{len(extent)} axes {extent}; give one for each axis"
+        )
     if min(size, default=1) < 1:
         raise ValueError(f"every extent of a tile must be positive, got {size}")
     grid = tuple(-(-n // t) for n, t in zip(extent, size, strict=True))
     if team.in_loop:
         return iter(
             [
-                tuple(slice(k * t, min(k * t + t, n)) for k, t, n in zip(at, size, extent, strict=True))
+                tuple(
+                    slice(k * t, min(k * t + t, n))
+                    for k, t, n in zip(at, size, extent, strict=True)
+                )
                 for at in product(*map(range, grid))
             ]
         )
@@ -270,8 +273,10 @@ def split(
     whole = _range("split", n, None, None)
     plan = _plan(team, len(whole), schedule, chunk, seed)
     if plan.kind not in ("static", "random"):
-        raise ValueError(f"split needs a schedule whose shares are known beforehand, 'static' or "
-                         f"'random', got {plan.kind!r}; for the others loop over prange or pslices")
+        raise ValueError(
+            f"split needs a schedule whose shares are known beforehand, 'static' or "
+            f"'random', got {plan.kind!r}; for the others loop over prange or pslices"
+        )
     return plan.indices(team.rank)
 
 
@@ -293,7 +298,9 @@ def _range(
     except TypeError as error:
         if "integer" not in str(error):
             raise
-        wrong = next(x for x in (start, stop, step) if x is not None and not hasattr(x, "__index__"))
+        wrong = next(
+            x for x in (start, stop, step) if x is not None and not hasattr(x, "__index__")
+        )
         raise TypeError(
             f"{name} takes integers, as range does, got {wrong!r} of type "
             f"{type(wrong).__name__}; convert it with int() or use len()"
@@ -302,7 +309,8 @@ def _range(
 
 def _shape(shape: object, name: str) -> tuple[int, ...]:
     try:
-        extents = tuple(index(n) for n in (shape if isinstance(shape, (tuple, list)) else [shape]))
+        items: Any = shape if isinstance(shape, (tuple, list)) else [shape]
+        extents = tuple(index(n) for n in items)
     except TypeError:
         raise TypeError(
             f"{name} takes integers or a tuple of integers, got {shape!r}; "
@@ -331,4 +339,4 @@ def _plan(
         else:
             schedule = schedule.kind
     value = schedules.parse(schedule, chunk)
-    return schedules.plan(value, n, team.size, settings.seed if seed is None else index(seed))
+    return schedules.plan(value, n, team.size, team.seed if seed is None else index(seed))

@@ -84,7 +84,7 @@ def _check_engine(name: Any, source: str = "engine") -> str:
     return str(name)
 
 
-_overlay: ContextVar[dict[str, Any]] = ContextVar("dsmfor options", default={})
+_overlay: ContextVar[dict[str, Any] | None] = ContextVar("dsmfor options", default=None)
 
 
 @contextmanager
@@ -113,7 +113,7 @@ def options(**choices: Any) -> Iterator[None]:
     """
     _check_names("options", choices)
     Options(**choices)
-    token = _overlay.set({**_overlay.get(), **choices})
+    token = _overlay.set({**(_overlay.get() or {}), **choices})
     try:
         yield
     finally:

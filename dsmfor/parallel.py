@@ -66,6 +66,7 @@ class Parallel(Generic[P]):
         self._here = here
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Run the kernel on its team."""
         options = resolve(self._options, self._choices)
         arguments = self._bound + args if self._bound else args
         team = current()
@@ -86,8 +87,8 @@ class Parallel(Generic[P]):
     ) -> list[Any]:
         """Run the body in this thread, as a team of one."""
         began = time.perf_counter()
-        settings = Settings(options.schedule or "static", options.chunk, options.seed or 0)
-        value = serial.run(self._core.function, args, kwargs, settings)
+        settings = Settings(options.schedule or "static", options.chunk)
+        value = serial.run(self._core.function, args, kwargs, settings, options.seed or 0)
         self._core.costs = "serial", 1, time.perf_counter() - began, 0, 0
         return [value]
 
@@ -277,8 +278,10 @@ def _check_kernel(function: Any) -> FunctionType:
             f"you want @{kind} above @dsm.parallel"
         )
     if isinstance(function, Parallel):
-        raise TypeError(f"{function!r} is a kernel already; decorate the function once, and use "
-                        ".using(...) for other options")
+        raise TypeError(
+            f"{function!r} is a kernel already; decorate the function once, and use "
+            ".using(...) for other options"
+        )
     if not isinstance(function, FunctionType):
         hint = (
             f"; you wrote @dsm.parallel({function!r}), you want @dsm.parallel(workers={function!r})"

@@ -1,4 +1,4 @@
-"""What crosses to a worker and back: the kernel, its environment, its outcome.
+"""What crosses to a worker: the kernel and its environment. What comes back is outcome.py's.
 
 A kernel is split in two. The *skeleton* is what rarely changes: the code of the kernel and of
 every function of its own module that it uses, the modules and importable functions that they name,
@@ -25,7 +25,6 @@ import builtins
 import dis
 import itertools
 import pickle
-import traceback
 from collections.abc import Callable, Iterator
 from operator import is_
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
@@ -33,14 +32,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsmfor.errors import BarrierBroken, RegionError, RemoteTraceback
+from dsmfor.errors import RegionError
 from dsmfor.pickling import dump, importable, load
 
-__all__ = ["Failure", "Kernel", "Message", "Outcome", "Replica", "Stop", "describe_failure",
-           "open_outcome", "revive"]
+__all__ = ["MISSING", "Kernel", "Message", "Replica", "Skeleton", "global_names"]
 
 _serials = itertools.count(1)
 _GLOBAL_OPS = {"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"}
+_BACKDOORS = {"globals", "exec", "eval", "vars", "__dict__", "__globals__"}
 _ATOMS = frozenset(
     (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range, np.dtype)
 ) | {type(np.dtype(c).type(0)) for c in np.typecodes["AllInteger"] + np.typecodes["AllFloat"]}
@@ -67,8 +66,11 @@ def global_names(code: CodeType) -> Iterator[str]:
 
 
 def _assigns_globals(code: CodeType) -> bool:
-    return any(i.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") for i in dis.get_instructions(code)) or any(
-        _assigns_globals(constant) for constant in code.co_consts if isinstance(constant, CodeType)
+    """Whether code may change its globals, by statement or by a function that can."""
+    return (
+        any(i.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") for i in dis.get_instructions(code))
+        or not _BACKDOORS.isdisjoint(code.co_names)
+        or any(_assigns_globals(c) for c in code.co_consts if isinstance(c, CodeType))
     )
 
 
@@ -109,6 +111,7 @@ class Skeleton:
         for function in self.functions:  # grows while it is walked
             self._survey(function)
         self.slots = self._data + self._rest
+        self._pairs = list(zip(self.functions, self.codes, strict=True))
         self.numbers = {id(f): n for n, f in enumerate(self.functions)}
         # With nothing to bind and no global assigned, the worker may skip binding.
         self.constant = not self.slots and not any(map(_assigns_globals, self.codes))
@@ -142,7 +145,9 @@ class Skeleton:
                 self._globals.append((space, name, value))
             else:
                 self._globals.append((space, name, _DATA))
-        for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        for name, cell in zip(
+            function.__code__.co_freevars, function.__closure__ or (), strict=True
+        ):
             owner, new = self._number(cell, self.cells)
             if new:
                 value = _contents(cell)
@@ -195,7 +200,7 @@ class Skeleton:
 
     def values(self) -> list[Any] | None:
         """The present value of every slot, or None if the skeleton is out of date."""
-        for function, code in zip(self.functions, self.codes, strict=True):
+        for function, code in self._pairs:
             if function.__code__ is not code:
                 return None
         values = []
@@ -217,7 +222,6 @@ class Skeleton:
                     return None
             values.append(value)
         return values
-
 
     def captured(self, values: list[Any]) -> Iterator[tuple[str, Any]]:
         """(name, value) of every variable that the kernel or a helper of it captures."""
@@ -328,6 +332,8 @@ class Replica:
         self._templates: list[dict[str, Any]] = [
             {"__builtins__": builtins.__dict__, **space} for space in design.namespaces
         ]
+        self._pairs = list(zip(self._spaces, self._templates, strict=True))
+        self._assigns = any(_assigns_globals(code) for code, *_ in design.functions)
         self._cells = [CellType() for _ in range(design.cells)]
         self._slots = design.slots
         self.functions = []
@@ -354,9 +360,6 @@ class Replica:
         if environment is None:
             return self.functions[0], (), {}
         values, args, kwargs = load(environment, self.functions)
-        for space, template in zip(self._spaces, self._templates, strict=True):
-            space.clear()
-            space.update(template)
         for slot, value in zip(self._slots, values, strict=True):
             if slot.kind == "global":
                 if value is not MISSING:
@@ -373,109 +376,22 @@ class Replica:
                 setattr(self.functions[slot.owner], slot.name, value)
         return self.functions[0], args, kwargs
 
+    def reset(self) -> None:
+        """The globals as they are before binding."""
+        for space, template in self._pairs:
+            if self._assigns or len(space) != len(template):
+                space.clear()
+                space.update(template)
+
     def empty(self) -> None:
         """Let go of everything that the last run was bound to, or has bound."""
-        for space, template in zip(self._spaces, self._templates, strict=True):
-            space.clear()
-            space.update(template)
         for function in self.functions:
             if function.__dict__:
                 function.__dict__.clear()
+        self.reset()
         for slot in self._slots:
             if slot.kind == "cell":
                 if _contents(self._cells[slot.owner]) is not MISSING:
                     del self._cells[slot.owner].cell_contents
             elif slot.kind.startswith("__") and slot.kind != "__dict__":
                 setattr(self.functions[slot.owner], slot.name, None)
-
-
-# -- what comes back -------------------------------------------------------------------------------
-
-
-class Stop(BaseException):
-    """Raised in a kernel by the caller's stop signal: the region has ended without it."""
-
-
-class Failure(NamedTuple):
-    """An exception that left a kernel, as it travels."""
-
-    pickled: bytes | None  # None if it cannot be pickled, or not unpickled
-    name: str  # of its type
-    text: str  # str() of it
-    traceback: str
-    note: str  # the worker, and the loop index it was at
-    collateral: bool  # released or stopped because the region failed elsewhere
-
-
-class Outcome(NamedTuple):
-    """How a rank ended: its value, or its failure."""
-
-    value: Any = None
-    failure: Failure | None = None
-
-
-def describe_failure(error: BaseException, note: str) -> Failure:
-    """Pack an exception; it is unpickled once on trial, for the caller cannot try."""
-    text = "".join(traceback.format_exception(error))
-    pickled: bytes | None
-    try:
-        pickled = dump(_bare(error)).data
-        load(pickled)
-    except Exception:
-        pickled = None
-    return Failure(
-        pickled,
-        type(error).__qualname__,
-        _text(error),
-        text,
-        note,
-        type(error) in (BarrierBroken, Stop),
-    )
-
-
-def open_outcome(data: bytes, rank: int, size: int) -> Outcome:
-    """A rank's outcome; one that cannot be unpickled here is a failure that says so."""
-    try:
-        outcome: Outcome = load(data)
-        return outcome
-    except Exception as error:
-        return Outcome(
-            failure=Failure(
-                None,
-                type(error).__qualname__,
-                f"while the result of rank {rank} was unpickled in the caller: {_text(error)}",
-                "".join(traceback.format_exception(error)),
-                f"in the caller, from worker {rank} of {size}",
-                False,
-            )
-        )
-
-
-def _bare(error: BaseException) -> BaseException:
-    """The exception without its traceback and chain, which stay in the worker as text."""
-    error.__traceback__ = error.__cause__ = error.__context__ = None
-    return error
-
-
-def _text(error: BaseException) -> str:
-    try:
-        return str(error)
-    except Exception:
-        return f"<the str() of this {type(error).__name__} raised>"
-
-
-def revive(failure: Failure) -> BaseException:
-    """The exception of a worker, ready to be raised in the caller."""
-    error: BaseException
-    try:
-        error = load(failure.pickled) if failure.pickled is not None else None
-        if not isinstance(error, BaseException):
-            raise TypeError
-    except Exception:
-        error = RegionError(
-            f"the kernel raised {failure.name}: {failure.text} (the exception itself cannot be "
-            "pickled; its traceback is the cause below)"
-        )
-    error.__cause__ = RemoteTraceback(failure.traceback)
-    error.add_note(failure.note)
-    return error

@@ -80,9 +80,10 @@ class _Cheap(pickle.Pickler):
             if number is not None:
                 return _recall, (number,)
         elif kind is ModuleType:
-            if sys.modules.get(value.__name__) is not value:
+            name: str = value.__name__
+            if sys.modules.get(name) is not value:
                 raise _NeedsCloudpickle
-            return import_module, (value.__name__,)
+            return import_module, (name,)
         elif not isinstance(value, type):
             return NotImplemented
         if not importable(value, self.context.own):

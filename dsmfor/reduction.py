@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -37,11 +38,13 @@ def check(reduce: Reduce) -> Reduce:
         return reduce
     names = ", ".join(map(repr, [*_OPERATIONS, "same"]))
     if not isinstance(reduce, str):
-        raise TypeError(f"reduce must be one of {names}, a function of two values or None, "
-                        f"got {reduce!r}")
+        raise TypeError(
+            f"reduce must be one of {names}, a function of two values or None, got {reduce!r}"
+        )
     if reduce != "same" and reduce not in _OPERATIONS:
-        raise ValueError(f"reduce must be one of {names}, a function of two values or None, "
-                         f"got {reduce!r}")
+        raise ValueError(
+            f"reduce must be one of {names}, a function of two values or None, got {reduce!r}"
+        )
     return reduce
 
 
@@ -83,7 +86,11 @@ def fold(reduce: Reduce, values: Sequence[Any]) -> Any:
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, np.ndarray) or isinstance(b, np.ndarray):
         return np.array_equal(a, b, equal_nan=np.asarray(a).dtype.kind in "fc")
-    return a is b or bool(a == b) or (a != a and b != b)
+    return a is b or bool(a == b) or _both_nan(a, b)
+
+
+def _both_nan(a: Any, b: Any) -> bool:
+    return isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b)
 
 
 def _short(value: object) -> str:

@@ -21,7 +21,8 @@ from dsmfor.engines import process
 from dsmfor.engines.crew import Ended
 from dsmfor.errors import RegionError, RegionTimeout, WorkerDied
 from dsmfor.options import Options
-from dsmfor.payload import MISSING, Failure, Kernel, Skeleton, global_names, revive
+from dsmfor.outcome import Failure, revive
+from dsmfor.payload import MISSING, Kernel, Skeleton, global_names
 from dsmfor.staging import Stage, stageable
 
 __all__ = ["Sharing", "run"]
@@ -47,8 +48,8 @@ class Sharing:
         self.signature = inspect.signature(function)
         code = function.__code__
         self.positional = code.co_varnames[: code.co_argcount]
-        self.plain_signature = (
-            not code.co_kwonlyargcount and not code.co_flags & (inspect.CO_VARARGS | inspect.CO_VARKEYWORDS)
+        self.plain_signature = not code.co_kwonlyargcount and not code.co_flags & (
+            inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
         )
         self.intents = _intents(shared)
         if self.intents is not None:
@@ -131,29 +132,37 @@ def _intents(shared: Any) -> dict[str, str] | None:
     if shared is None:
         return None
     if isinstance(shared, str):
-        raise TypeError(f"shared must be a list of names, got the string {shared!r}; "
-                        f"you wrote shared={shared!r}, you want shared=[{shared!r}]")
+        raise TypeError(
+            f"shared must be a list of names, got the string {shared!r}; "
+            f"you wrote shared={shared!r}, you want shared=[{shared!r}]"
+        )
     if isinstance(shared, dict):
         intents = dict(shared)
     elif isinstance(shared, Sequence):
         intents = dict.fromkeys(shared, "inout")
     else:
-        raise TypeError(f"shared must be a list of names, a dict of names to 'in', 'out' or "
-                        f"'inout', or None, got {shared!r}")
+        raise TypeError(
+            f"shared must be a list of names, a dict of names to 'in', 'out' or "
+            f"'inout', or None, got {shared!r}"
+        )
     for name, intent in intents.items():
         if not isinstance(name, str):
-            raise TypeError(f"shared must hold names, got {name!r}; "
-                            "write the parameter's name as a string")
+            raise TypeError(
+                f"shared must hold names, got {name!r}; write the parameter's name as a string"
+            )
         if intent not in ("in", "out", "inout"):
-            raise ValueError(f"the intent of {name!r} must be 'in', 'out' or 'inout', "
-                             f"got {intent!r}")
+            raise ValueError(
+                f"the intent of {name!r} must be 'in', 'out' or 'inout', got {intent!r}"
+            )
     return intents
 
 
 def _intent(name: str, array: np.ndarray, intent: str) -> str:
     if intent != "in" and not array.flags.writeable:
-        raise ValueError(f"shared names {name!r} for writing, and the array is read-only; "
-                         f"pass a writable one, or say shared={{{name!r}: 'in'}}")
+        raise ValueError(
+            f"shared names {name!r} for writing, and the array is read-only; "
+            f"pass a writable one, or say shared={{{name!r}: 'in'}}"
+        )
     return intent
 
 
@@ -161,8 +170,10 @@ def _check_shareable(name: str, value: object) -> None:
     """Refuse what `shared` names and cannot be written in place."""
     if type(value) is np.ndarray:
         if value.dtype.hasobject:
-            raise TypeError(f"{name!r} is an array of Python objects, which cannot be shared; "
-                            "convert it to a numeric or fixed-size dtype")
+            raise TypeError(
+                f"{name!r} is an array of Python objects, which cannot be shared; "
+                "convert it to a numeric or fixed-size dtype"
+            )
         return  # in shared memory already, or without elements
     kind = type(value).__qualname__
     if value is MISSING:
@@ -267,7 +278,7 @@ def _values(ended: Ended, size: int, name: str, timeout: float | None) -> list[A
         error = revive(own[0][1])
         _note_others(error, own[1:])
     elif ended.reason == "diverged":
-        error = RegionError(_divergence(name, failures))
+        error = RegionError(_divergence(name, size, dict(failures)))
     else:
         error = RegionError(
             f"{name} failed ({ended.reason}): " + "; ".join(f.text for _, f in failures)
@@ -280,8 +291,11 @@ def _ours(failure: Failure, ended: Ended) -> bool:
     return ended.reason == "diverged" and failure.name == "RegionError"
 
 
-def _divergence(name: str, failures: list[tuple[int, Failure]]) -> str:
-    places = "; ".join(failure.text for _, failure in failures)
+def _divergence(name: str, size: int, failures: dict[int, Failure]) -> str:
+    places = "; ".join(
+        failures[rank].text if rank in failures else f"rank {rank} of {size} had ended the kernel"
+        for rank in range(size)
+    )
     return (
         f"the ranks of {name} went different ways and would have waited for each other for ever: "
         f"{places}. Every rank must come to the same loops and barriers, in the same order, with "
@@ -295,4 +309,3 @@ def _note_others(error: BaseException, failures: list[tuple[int, Failure]]) -> N
         error.add_note(f"also {failure.note}: {failure.name}: {failure.text}")
     if len(failures) > _MOST_NOTES:
         error.add_note(f"and in {len(failures) - _MOST_NOTES} more workers")
-

@@ -16,7 +16,7 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -128,9 +128,11 @@ class Stage:
     def _pack(self, item: _Item) -> None:
         """A lone array: its elements side by side, in its own memory order."""
         array = item.array
-        order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+        order: Literal["C", "F"] = (
+            "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
+        )
         root = self._take(array.nbytes)
-        view = np.ndarray(array.shape, array.dtype, root, order=order)  # type: ignore[call-overload]
+        view = np.ndarray(array.shape, array.dtype, root, order=order)
         self._fill(item, view)
         self._offer(item, registry.handle(view), root)
 
@@ -140,7 +142,7 @@ class Stage:
         low, high = min(s[0] for s in spans), max(s[1] for s in spans)
         shift = low % _ALIGNMENT
         root = self._take(shift + high - low)
-        raw = (ctypes.c_char * (high - low)).from_address(low)
+        raw = memoryview((ctypes.c_char * (high - low)).from_address(low))
         np.copyto(root[shift : shift + high - low], np.frombuffer(raw, np.uint8))
         self.bytes_in += high - low
         for item in group:

@@ -140,8 +140,10 @@ def single(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
     3
     """
     if not callable(function):
-        raise TypeError(f"single takes a function and its arguments, got {function!r}; "
-                        "you wrote single(f(x)), you want single(f, x)")
+        raise TypeError(
+            f"single takes a function and its arguments, got {function!r}; "
+            "you wrote single(f(x)), you want single(f, x)"
+        )
     line = sys._getframe(1).f_lineno
     return cast(T, current().exchange(line, lambda: function(*args, **kwargs)))
 

@@ -32,7 +32,6 @@ class Settings(NamedTuple):
 
     schedule: Schedule | str = "static"
     chunk: int | None = None
-    seed: int = 0
 
 
 class Carrier(Protocol):
@@ -71,6 +70,10 @@ class Team(Protocol):
     @property
     def settings(self) -> Settings | None:
         """What the region chose for its loops."""
+
+    @property
+    def seed(self) -> int:
+        """Of the loops' random schedules, the same on every rank."""
 
     def barrier(self, line: int, timeout: float = 0.0) -> None:
         """Wait for every rank at the barrier of that source line."""

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import dsmfor
-from dsmfor import segments
+from dsmfor import footer, segments
 from dsmfor._native import registry
 from dsmfor.errors import DSMError, SharedMemoryFull
 
@@ -387,7 +387,7 @@ def test_adopting_what_is_live_gives_the_live_root_and_closes_the_descriptor() -
 
 
 def test_an_adopted_descriptor_is_closed_on_exec() -> None:
-    high = fcntl.fcntl(fd := crafted(100, footer(100)), fcntl.F_DUPFD, 1024)
+    high = fcntl.fcntl(fd := crafted(100, ending(100)), fcntl.F_DUPFD, 1024)
     os.close(fd)
     root = segments.adopt(95 << 40, high, 100)
     assert segments.descriptor(95 << 40) == high
@@ -395,28 +395,28 @@ def test_an_adopted_descriptor_is_closed_on_exec() -> None:
     assert root.base is not None
 
 
-def crafted(nbytes: int, footer: bytes, *, seals: int = 0x7) -> int:
+def crafted(nbytes: int, ending: bytes, *, seals: int = 0x7) -> int:
     fd = os.memfd_create("crafted", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.ftruncate(fd, nbytes + len(footer))
-    os.pwrite(fd, footer, nbytes)
+    os.ftruncate(fd, nbytes + len(ending))
+    os.pwrite(fd, ending, nbytes)
     fcntl.fcntl(fd, 1033, seals)
     return fd
 
 
-def footer(nbytes: int) -> bytes:
+def ending(nbytes: int) -> bytes:
     return segments.FOOTER.pack(b"[SharedArray]", nbytes, 2, 1, 1, nbytes, *[0] * 63)
 
 
 @pytest.mark.parametrize(
     ("make", "nbytes", "fault"),
     [
-        (lambda: crafted(100, footer(100)), 101, "bytes instead of"),
-        (lambda: crafted(100, footer(100)), 2**62, "bytes instead of"),
+        (lambda: crafted(100, ending(100)), 101, "bytes instead of"),
+        (lambda: crafted(100, ending(100)), 2**62, "bytes instead of"),
         (lambda: crafted(100, b""), 100, "bytes instead of"),
         (lambda: crafted(100, b"", seals=0), 0, "bytes instead of"),
         (lambda: crafted(100, bytes(548)), 100, "footer is not"),
-        (lambda: crafted(100, footer(10**12)), 100, "footer is not"),
-        (lambda: crafted(100, footer(100), seals=0x4), 100, "not sealed"),
+        (lambda: crafted(100, ending(10**12)), 100, "footer is not"),
+        (lambda: crafted(100, ending(100), seals=0x4), 100, "not sealed"),
         (lambda: os.open("/dev/null", os.O_RDWR), 100, "bytes instead of"),
     ],
 )
@@ -434,7 +434,7 @@ def test_a_descriptor_that_is_no_segment_is_refused_before_it_is_mapped(
 
 def test_a_file_on_disk_is_no_segment(tmp_path: Path) -> None:
     path = tmp_path / "file"
-    path.write_bytes(bytes(100) + footer(100))
+    path.write_bytes(bytes(100) + ending(100))
     with pytest.raises(DSMError, match="not sealed"):
         segments.adopt(99 << 40, os.open(path, os.O_RDWR), 100)
 
@@ -450,7 +450,7 @@ def test_fetch_asks_the_resolver_once_for_what_it_does_not_know(
 
     def resolver(number: int) -> tuple[int, int]:
         asked.append(number)
-        return crafted(100, footer(100)), 100
+        return crafted(100, ending(100)), 100
 
     segments.set_resolver(resolver)
     root = segments.fetch(segment)
@@ -461,7 +461,7 @@ def test_fetch_asks_the_resolver_once_for_what_it_does_not_know(
 
 def test_threads_that_adopt_one_segment_get_one_root(freed: list[int]) -> None:
     segment = 97 << 40
-    source = crafted(100, footer(100))
+    source = crafted(100, ending(100))
     start = threading.Barrier(4)
     found: list[np.ndarray] = []
 
@@ -488,7 +488,7 @@ def test_a_loser_of_the_race_to_map_gets_the_winners_root(
     segments.create(1)
     freed.clear()
     segment = 96 << 40
-    source = crafted(100, footer(100))
+    source = crafted(100, ending(100))
     real = segments._shared_array
     assert real is not None
     won: list[np.ndarray] = []
@@ -670,164 +670,6 @@ def test_a_limit_of_the_process_is_told_by_its_name(limit: str, remedy: str) -> 
     assert remedy in told
 
 
-def write(root: Path, path: str, text: object) -> None:
-    file = root / path.lstrip("/")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(f"{text}\n")
-
-
-@pytest.fixture
-def system(tmp_path: Path) -> Path:
-    """The root of a made-up machine with 1000 MiB to spare and no control groups."""
-    segments._control_group_mounts.cache_clear()
-    write(tmp_path, "/proc/meminfo", "MemTotal: 9999999 kB\nMemAvailable:  1024000 kB\n")
-    return tmp_path
-
-
-V1 = "31 23 0:28 / /sys rw - sysfs s rw\n35 31 0:32 {root} /cg/memory rw - cgroup cgroup rw,memory"
-V2 = "35 31 0:32 {root} /cg rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate"
-
-
-def test_without_control_groups_the_machine_is_the_bound(system: Path) -> None:
-    assert segments.room(str(system)) == (1000 * MiB, "this machine (MemAvailable)")
-
-
-def test_a_system_that_tells_nothing_bounds_nothing(tmp_path: Path) -> None:
-    assert segments.room(str(tmp_path)).free >= 1 << 60
-
-
-@pytest.mark.parametrize("version", [1, 2])
-@pytest.mark.parametrize("tightest", ["/a/b/c", "/a/b", "/a", ""])
-def test_the_tightest_group_on_the_way_up_is_the_bound(
-    system: Path, version: int, tightest: str
-) -> None:
-    base, limit, usage = (
-        ("/cg/memory", "memory.limit_in_bytes", "memory.usage_in_bytes")
-        if version == 1
-        else ("/cg", "memory.max", "memory.current")
-    )
-    write(system, "/proc/self/mountinfo", (V1 if version == 1 else V2).format(root="/"))
-    write(
-        system,
-        "/proc/self/cgroup",
-        "5:devices:/elsewhere\n4:cpu,memory:/a/b/c\n0::/\n" if version == 1 else "0::/a/b/c",
-    )
-    for group in ("/a/b/c", "/a/b", "/a", ""):
-        unlimited = 9223372036854771712 if version == 1 else "max"
-        write(system, f"{base}{group}/{limit}", unlimited)
-        write(system, f"{base}{group}/{usage}", 50 * MiB)
-    write(system, f"{base}/x/{limit}", 1)  # not on the way
-    assert segments.room(str(system)).free == 1000 * MiB
-    write(system, f"{base}{tightest}/{limit}", 150 * MiB)
-    assert segments.room(str(system)) == (100 * MiB, f"the control group {base}{tightest}")
-
-
-@pytest.mark.parametrize(
-    ("mount_root", "path", "group"),
-    [
-        ("/docker/1234", "/docker/1234", ""),  # v1 without a namespace: the host's name for it
-        ("/docker/1234", "/docker/1234/inner", "/inner"),
-        ("/docker/1234", "/unknown", ""),
-        ("/", "/../../other", "/other"),
-        ("/", "/gone/from/here", ""),
-    ],
-)
-def test_a_container_finds_its_own_group(
-    system: Path, mount_root: str, path: str, group: str
-) -> None:
-    write(system, "/proc/self/mountinfo", V1.format(root=mount_root))
-    write(system, "/proc/self/cgroup", f"4:memory:{path}")
-    write(system, f"/cg/memory{group}/memory.limit_in_bytes", 10 * MiB)
-    write(system, f"/cg/memory{group}/memory.usage_in_bytes", 4 * MiB)
-    assert segments.room(str(system)) == (6 * MiB, f"the control group /cg/memory{group}")
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_cached_files_count_as_room_because_they_are_given_up(system: Path, version: int) -> None:
-    base, limit, usage, prefix = (
-        ("/cg/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-        if version == 1
-        else ("/cg", "memory.max", "memory.current", "")
-    )
-    write(system, "/proc/self/mountinfo", (V1 if version == 1 else V2).format(root="/"))
-    write(system, "/proc/self/cgroup", "4:memory:/" if version == 1 else "0::/")
-    write(system, f"{base}/{limit}", 100 * MiB)
-    write(system, f"{base}/{usage}", 100 * MiB)
-    write(
-        system,
-        f"{base}/memory.stat",
-        f"anon {MiB}\n{prefix}inactive_file {30 * MiB}\n{prefix}active_file {20 * MiB}",
-    )
-    assert segments.room(str(system)).free == 40 * MiB
-
-
-@pytest.fixture
-def ten_mib_left(system: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file whose number is what this process's control group has used, of 100 MiB."""
-    write(system, "/proc/self/mountinfo", V2.format(root="/"))
-    write(system, "/proc/self/cgroup", "0::/job")
-    write(system, "/cg/job/memory.max", 100 * MiB)
-    write(system, "/cg/job/memory.current", 90 * MiB)
-    monkeypatch.setattr(segments, "_system", str(system))
-    monkeypatch.setattr(segments, "_allowance", 0)
-    monkeypatch.setattr(segments, "_allowed_until", 0.0)
-    monkeypatch.setattr(segments, "_reclaimer", None)
-    return system / "cg/job/memory.current"
-
-
-def test_what_exceeds_the_groups_limit_is_refused_before_it_is_taken(
-    ten_mib_left: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    segments.create(8 * MiB)
-    monkeypatch.setattr(os, "memfd_create", None)  # no call of it may happen any more
-    with pytest.raises(SharedMemoryFull, match=r"20\.0 MiB.*control group /cg/job has .* MiB"):
-        segments.create(20 * MiB)
-    with pytest.raises(SharedMemoryFull, match="raise the limit"):
-        segments.create(10 * MiB)  # not to the last page
-
-
-def test_before_refusing_the_reclaimer_is_asked_once(ten_mib_left: Path) -> None:
-    asked = []
-
-    def reclaim() -> None:
-        asked.append(1)
-        ten_mib_left.write_text(str(len(asked) * 40 * MiB))
-
-    segments.set_reclaimer(reclaim)
-    assert segments.create(9 * MiB).nbytes == 9 * MiB
-    assert asked == []
-    assert segments.create(30 * MiB).nbytes == 30 * MiB
-    assert asked == [1]
-    with pytest.raises(SharedMemoryFull):
-        segments.create(200 * MiB)
-    assert asked == [1, 1]
-
-
-def test_small_segments_share_one_look_at_the_limits_and_are_bounded_all_the_same(
-    ten_mib_left: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looks = []
-    real = segments.room
-    monkeypatch.setattr(segments, "room", lambda system: looks.append(1) or real(system))
-    monkeypatch.setattr(segments, "time", SimpleNamespace(monotonic=lambda: 1000.0))
-    for _ in range(50):
-        segments.create(1000)
-    assert len(looks) == 1
-    ten_mib_left.write_text(str(100 * MiB))
-
-    def many() -> None:
-        for _ in range(100):
-            segments.create(100_000)
-
-    with pytest.raises(SharedMemoryFull):
-        many()
-    assert len(looks) == 2
-    ten_mib_left.write_text("0")
-    monkeypatch.setattr(segments, "time", SimpleNamespace(monotonic=lambda: 1002.0))
-    segments.create(1)
-    assert len(looks) == 3
-
-
 # -- SharedArray --------------------------------------------------------------------------------
 
 
@@ -835,12 +677,12 @@ def test_sharedarray_is_imported_with_the_first_segment_and_its_probe_leaves_no_
     told = run(
         """
         import os, sys
-        from dsmfor import segments
-        before = [set(os.listdir(each)) for each in segments._PUBLIC]
+        from dsmfor import footer, segments
+        before = [set(os.listdir(each)) for each in footer._PUBLIC]
         assert "SharedArray" not in sys.modules
         kept = segments.create(1)
         assert "SharedArray" in sys.modules
-        left = [set(os.listdir(each)) - was for each, was in zip(segments._PUBLIC, before)]
+        left = [set(os.listdir(each)) - was for each, was in zip(footer._PUBLIC, before)]
         print([name for names in left for name in names if name.startswith("dsmfor-probe")])
         """
     )
@@ -849,10 +691,10 @@ def test_sharedarray_is_imported_with_the_first_segment_and_its_probe_leaves_no_
 
 def test_another_layout_of_sharedarray_is_refused(tmp_path: Path) -> None:
     def create(name: str, shape: tuple[int, ...], dtype: type) -> None:
-        Path(name.removeprefix("file://")).write_bytes(bytes(3) + footer(3)[:292])
+        Path(name.removeprefix("file://")).write_bytes(bytes(3) + ending(3)[:292])
 
     with pytest.raises(DSMError, match=r"292 bytes.*install SharedArray"):
-        segments._verify_layout(SimpleNamespace(create=create))
+        footer._verify(SimpleNamespace(create=create))
 
 
 @pytest.mark.parametrize("why", ["no such directory", "create fails", "no room"])
@@ -863,12 +705,12 @@ def test_without_a_place_for_the_probe_segments_work_all_the_same(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     public = tmp_path / "absent" if why == "no such directory" else tmp_path
-    monkeypatch.setattr(segments, "_PUBLIC", (str(public),))
+    monkeypatch.setattr(footer, "_PUBLIC", (str(public),))
     if why == "no room":  # where SharedArray's own create would die of SIGBUS
         full = SimpleNamespace(f_bavail=0, f_frsize=4096)
         monkeypatch.setattr(os, "statvfs", lambda path: full)
         monkeypatch.setattr(os, "mkdir", None)  # no call of it may happen any more
-    segments._verify_layout(SimpleNamespace(create=create))
+    footer._verify(SimpleNamespace(create=create))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,7 +5,14 @@ from dsmfor.team import Team
 
 class Loop:
     def __init__(
-        self, member: Team, plan: Plan, first: int, step: int, line: int, code: CodeType, nowait: bool
+        self,
+        member: Team,
+        plan: Plan,
+        first: int,
+        step: int,
+        line: int,
+        code: CodeType,
+        nowait: bool,
     ) -> None: ...
 
 class Indices(Loop): ...
@@ -13,7 +20,13 @@ class Slices(Loop): ...
 
 class Tuples:
     def __init__(
-        self, member: Team, plan: Plan, shape: tuple[int, ...], line: int, code: CodeType, nowait: bool
+        self,
+        member: Team,
+        plan: Plan,
+        shape: tuple[int, ...],
+        line: int,
+        code: CodeType,
+        nowait: bool,
     ) -> None: ...
 
 class Tiles:

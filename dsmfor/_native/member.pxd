@@ -19,7 +19,8 @@ cdef class Member:
     cdef object value                # what the last loop was cancelled with, or None
     cdef readonly bint making        # inside single's call: this rank alone may make arrays
     cdef dict locks                  # this region's locks by name
-    cdef public object settings      # what the decorator chose: schedule, chunk, seed
+    cdef public object settings      # what the decorator chose: schedule, chunk
+    cdef public uint64_t seed        # of the region's random schedules
     cdef public object carrier       # how values reach other ranks, None for a team of one
 
     cdef int place(self, int phase, int at, int line) except -1

@@ -1,12 +1,12 @@
 from collections.abc import Callable
 from types import CodeType, TracebackType
-from typing import Any
+from typing import Any, Self
 
 from dsmfor._native.block import Block
 
 class Lock:
     name: str
-    def __enter__(self) -> Lock: ...
+    def __enter__(self) -> Self: ...
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -25,6 +25,7 @@ class Member:
     in_loop: bool
     broken: bool
     settings: Any
+    seed: int
     carrier: Any
     def __init__(self, block: Block, rank: int, size: int, orphan: bool = False) -> None: ...
     def begin(self, epoch: int, size: int) -> None: ...

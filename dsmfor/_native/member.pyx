@@ -97,8 +97,7 @@ cdef class Member:
         self.fault = self.last = self.value = None
         if self.locks:
             self.locks.clear()
-        self.block.b.ranks[self.rank].phase = DSM_COMPUTING
-        self.block.b.ranks[self.rank].at = AT_NOTHING
+        self.place(DSM_COMPUTING, AT_NOTHING, 0)
 
     def finish(self):
         """The kernel has returned: the region's end, which does not wait.

@@ -84,9 +84,7 @@ def receive(end: socket.socket) -> tuple[Any, list[int]] | None:
         Descriptors were lost because this process may open no more; the message cannot be used.
     """
     try:
-        data, ancillary, flags, _ = end.recvmsg(
-            2 * _INLINE, _ANCILLARY, socket.MSG_CMSG_CLOEXEC
-        )
+        data, ancillary, flags, _ = end.recvmsg(2 * _INLINE, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
     except ConnectionResetError:
         return None
     numbers = array.array("i")

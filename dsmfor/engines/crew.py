@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dsmfor import segments
 from dsmfor._native.block import BROKEN, DEAD, DONE, LATE, REASONS, Block, Page
@@ -28,7 +28,8 @@ from dsmfor.engines.launch import Recruit, WardenGone, WardenLine
 from dsmfor.engines.pages import PAGE, Mailbox
 from dsmfor.engines.worker import ELSEWHERE, STOP_SIGNAL
 from dsmfor.errors import WorkerDied
-from dsmfor.payload import Message, Outcome, open_outcome
+from dsmfor.outcome import Outcome, open_outcome
+from dsmfor.payload import Message
 
 __all__ = ["Crew", "Ended"]
 
@@ -40,7 +41,9 @@ _INTERRUPTED, _TIMEOUT = REASONS.index("interrupted"), REASONS.index("timeout")
 class Ended(NamedTuple):
     """How a region ended, before anybody is told."""
 
-    outcomes: list[Outcome | None]  # by rank, None for one that returned None or died; [] if all did
+    outcomes: list[
+        Outcome | None
+    ]  # by rank, None for one that returned None or died; [] if all did
     reason: str  # "none", or why the region failed: one of `REASONS`
     died: list[WorkerDied]
     slow: list[str]  # the ranks that ran when the time was over, in words
@@ -102,7 +105,11 @@ class Crew:
             self.block.repair()
             self.line.read_obituaries(block=False)
             self.bury()
-        wanted = [r for r in range(max(size, len(self.workers))) if r >= len(self.workers) or self.workers[r] is None]
+        wanted = [
+            r
+            for r in range(max(size, len(self.workers)))
+            if r >= len(self.workers) or self.workers[r] is None
+        ]
         if not wanted:
             return
         for rank in wanted:
@@ -127,6 +134,7 @@ class Crew:
         return not self.block.reason()[0] and None not in self.workers
 
     def watch(self) -> None:
+        """Have waits of the caller look at the warden and every worker."""
         self.block.watch([self.line.pidfd, *(w.recruit.pidfd for w in self.workers if w)])
 
     def bury(self) -> list[WorkerDied]:
@@ -145,6 +153,7 @@ class Crew:
         return died
 
     def obituary(self, rank: int, pid: int, code: int | None) -> WorkerDied:
+        """The error for a worker that has ended."""
         place = self.block.place(rank)
         if code is None:
             how = "ended for an unknown reason"
@@ -342,6 +351,7 @@ class Crew:
         ]
 
     def running(self, size: int) -> list[int]:
+        """Ranks of the region that live and have not acknowledged."""
         return [
             rank
             for rank in range(size)
@@ -365,6 +375,7 @@ class Crew:
             self.line.read_obituaries(block=True, pids=pids)
 
     def whereabouts(self, rank: int) -> str:
+        """Where a rank is, in words."""
         place = self.block.place(rank)
         line = f" (line {place['line']})" if place["line"] else ""
         return f"rank {rank} was {place['phase']}{line}"

@@ -41,9 +41,7 @@ class Housekeeper:
             self._wake = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, _FIRST_DESCRIPTOR)
         finally:
             os.close(low)
-        self._thread = threading.Thread(
-            target=self._run, name="dsmfor housekeeping", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, name="dsmfor housekeeping", daemon=True)
         self._thread.start()
 
     def note(self, segment: int) -> None:

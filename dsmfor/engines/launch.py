@@ -49,6 +49,7 @@ class Recruit:
         self.end = end
 
     def close(self) -> None:
+        """Let go of the descriptors."""
         self.end.close()
         fd, self.pidfd = self.pidfd, -1
         if fd >= 0:
@@ -145,9 +146,7 @@ class WardenLine:
                     "it may be stopped"
                 )
 
-    def spawn(
-        self, crew: int, ranks: Sequence[int], epoch: int
-    ) -> dict[int, tuple[Recruit, int]]:
+    def spawn(self, crew: int, ranks: Sequence[int], epoch: int) -> dict[int, tuple[Recruit, int]]:
         """Fork workers for ranks of a crew: by rank, the recruit and its page's descriptor."""
         self.follow()
         incarnations = {}
@@ -160,9 +159,7 @@ class WardenLine:
         try:
             for _ in ranks:
                 (_, _, rank, pid), (end, pidfd) = self._await("spawned")
-                recruits[rank] = Recruit(
-                    pid, incarnations[rank], pidfd, socket.socket(fileno=end)
-                )
+                recruits[rank] = Recruit(pid, incarnations[rank], pidfd, socket.socket(fileno=end))
             for rank, recruit in recruits.items():
                 pages[rank] = recruit, self._hello(rank, recruit)
         except BaseException:
@@ -274,8 +271,12 @@ def _interpreter_flags() -> list[str]:
     """The options of this interpreter that change how code runs."""
     flags = []
     for name, flag in (
-        ("optimize", "-O"), ("dont_write_bytecode", "-B"), ("no_user_site", "-s"),
-        ("no_site", "-S"), ("isolated", "-I"), ("ignore_environment", "-E"),
+        ("optimize", "-O"),
+        ("dont_write_bytecode", "-B"),
+        ("no_user_site", "-s"),
+        ("no_site", "-S"),
+        ("isolated", "-I"),
+        ("ignore_environment", "-E"),
     ):
         flags += [flag] * int(getattr(sys.flags, name))
     flags += [f"-W{option}" for option in sys.warnoptions]

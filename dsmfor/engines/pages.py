@@ -19,8 +19,17 @@ from dsmfor.engines.channel import contents, envelope, receive, send
 from dsmfor.errors import DSMError
 from dsmfor.pickling import dump, load
 
-__all__ = ["ELSEWHERE", "MAILBOX", "OUTCOME", "PAGE", "Areas", "Broker", "Mailbox", "read_body",
-           "read_head"]
+__all__ = [
+    "ELSEWHERE",
+    "MAILBOX",
+    "OUTCOME",
+    "PAGE",
+    "Areas",
+    "Broker",
+    "Mailbox",
+    "read_body",
+    "read_head",
+]
 
 MAILBOX = 128 * 1024
 OUTCOME = 64 * 1024  # bytes of a page that belong to the outcome, from its start
@@ -143,6 +152,7 @@ class Areas:
         self._others: dict[int, tuple[int, Page]] = {}  # rank -> (pid, page)
 
     def publish(self, area: int, value: object) -> None:
+        """Write the value to this rank's area, or leave a large one with the warden."""
         data, used = dump(value)
         self._broker.export(used, self._broker.lent)
         offset = OUTCOME + area * _AREA
@@ -157,6 +167,7 @@ class Areas:
         self._page.write(offset, _LENGTH.pack(ELSEWHERE))
 
     def collect(self, rank: int, area: int) -> Any:
+        """Read the value in another rank's area."""
         page = self._page_of(rank)
         offset = OUTCOME + area * _AREA
         (length,) = _LENGTH.unpack(page.read(offset, _LENGTH.size))

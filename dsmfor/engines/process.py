@@ -91,7 +91,6 @@ def _take(size: int) -> Crew:
 
 def _prepare(size: int) -> Crew:
     """A crew for `size` ranks when none is just right: one that grows, or a new one."""
-    global _line
     if _line is not None and _line.gone():
         _forget()
     if _line is None:

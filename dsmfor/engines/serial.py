@@ -14,10 +14,15 @@ from dsmfor.team import Settings, enter, solo
 __all__ = ["run"]
 
 R = TypeVar("R")
+_MASK = (1 << 64) - 1
 
 
 def run(
-    kernel: Callable[..., R], args: tuple[Any, ...], kwargs: dict[str, Any], settings: Settings
+    kernel: Callable[..., R],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    settings: Settings,
+    seed: int,
 ) -> R:
     """Call the kernel as a region of one rank.
 
@@ -30,6 +35,7 @@ def run(
     """
     member = solo()
     member.settings = settings
+    member.seed = seed & _MASK
     before = enter(member)
     try:
         value = kernel(*args, **kwargs)

@@ -164,7 +164,7 @@ class Warden:
                 )
                 status = 0
             except BaseException:
-                sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
+                sys.excepthook(*sys.exc_info())
             finally:
                 os._exit(status)
         to_caller.close()

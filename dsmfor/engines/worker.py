@@ -27,15 +27,22 @@ from dsmfor.engines.channel import contents, envelope, receive, send
 from dsmfor.engines.pages import ELSEWHERE as BY_LETTER
 from dsmfor.engines.pages import MAILBOX, OUTCOME, PAGE, Areas, Broker, read_body, read_head
 from dsmfor.errors import DSMError
-from dsmfor.payload import Outcome, Replica, Stop, describe_failure
+from dsmfor.outcome import Outcome, Stop, describe_failure
+from dsmfor.payload import Replica
 from dsmfor.pickling import dump
 from dsmfor.team import Settings, enter
 
 __all__ = ["BLAS_VARIABLES", "STOP_SIGNAL", "Post", "main"]
 
 STOP_SIGNAL = signal.SIGRTMAX
-BLAS_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS",
-                  "BLIS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+BLAS_VARIABLES = (
+    "OPENBLAS_NUM_THREADS",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
 
 # What `done` was reached with; ELSEWHERE is added when the bytes went by letter.
 NOTHING, BYTES, ELSEWHERE = 0, 1, 2
@@ -64,8 +71,7 @@ class _Order:
     """A region's message, read."""
 
     replica: Replica
-    schedule: Any
-    chunk: int | None
+    settings: Settings
     blas: int | None
     environment: bytes | None
 
@@ -110,14 +116,15 @@ class Worker:
         segments.set_resolver(self.broker.resolve)
         segments.on_free(self.freed.append)
         signal.signal(STOP_SIGNAL, self.on_stop)
-        np.random.seed()  # forks of one process would all draw the same numbers
+        if "numpy.random" in sys.modules:  # else the kernel's import seeds it, in every worker anew
+            np.random.seed()  # noqa: NPY002  # forks of one process would draw the same numbers
         self.apply(post.settings)
         self.block.sign(self.rank, os.getpid())
         self.broker.put(("page", os.getpid()), self.page.fd)
         send(self.caller, ("hello", os.getpid()), [self.page.fd])
         self.page.release()
 
-    def on_stop(self, signum: int, frame: object) -> None:
+    def on_stop(self, _signum: int, _frame: object) -> None:
         if self.running:
             self.running = False
             raise Stop(f"the region was stopped in rank {self.rank}")
@@ -200,10 +207,13 @@ class Worker:
             outcome, length = self.hand_over(self.pack(result))
             del result
         self.member.end()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):  # the user's, and perhaps closed
-                stream.flush()
-        self.drop_freed()
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        except Exception:  # the user's, and perhaps closed
+            pass
+        if self.freed:
+            self.drop_freed()
         self.block.finish(self.rank, epoch, outcome, length)
 
     def drop_freed(self) -> None:
@@ -225,7 +235,7 @@ class Worker:
 
     def attempt(self, epoch: int) -> Outcome | None:
         """Run the kernel: its value or failure, None for the commonest: it returned None."""
-        order = None
+        order = kernel = args = kwargs = value = None
         block, member = self.block, self.member
         size = block.region_size()
         member.begin(epoch, size)
@@ -242,7 +252,8 @@ class Worker:
             if order.blas != self.blas:
                 self.limit_blas(order.blas)
             kernel, args, kwargs = order.replica.bind(order.environment)
-            member.settings = Settings(order.schedule, order.chunk, seed)
+            member.settings = order.settings
+            member.seed = seed
             block.phase(self.rank, _COMPUTING)
             enter(member)
             self.running = True
@@ -257,7 +268,7 @@ class Worker:
             member.fail()
             return Outcome(failure=describe_failure(error, self.note(size)))
         finally:
-            kernel = args = kwargs = value = None
+            del kernel, args, kwargs, value
             if order is not None:
                 order.replica.empty()
 
@@ -268,7 +279,7 @@ class Worker:
         replica = self.replicas.get(serial)
         if replica is None:
             replica = self.replicas[serial] = Replica(self.skeletons[serial])
-        return _Order(replica, schedule, chunk, blas, environment)
+        return _Order(replica, Settings(schedule, chunk), blas, environment)
 
     def read_bulk(self) -> bytes:
         fd, self.bulk = self.bulk, None

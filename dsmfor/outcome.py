@@ -1,0 +1,104 @@
+"""What comes back from a worker: the value that its kernel returned, or its exception.
+
+An exception travels with its traceback as text, and as itself where it can: it is unpickled once
+on trial in the worker, for the caller could do nothing about one that cannot be.
+"""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any, NamedTuple
+
+from dsmfor.errors import BarrierBroken, RegionError, RemoteTraceback
+from dsmfor.pickling import dump, load
+
+__all__ = ["Failure", "Outcome", "Stop", "describe_failure", "open_outcome", "revive"]
+
+
+class Stop(BaseException):
+    """Raised in a kernel by the caller's stop signal: the region has ended without it."""
+
+
+class Failure(NamedTuple):
+    """An exception that left a kernel, as it travels."""
+
+    pickled: bytes | None  # None if it cannot be pickled, or not unpickled
+    name: str  # of its type
+    text: str  # str() of it
+    traceback: str
+    note: str  # the worker, and the loop index it was at
+    collateral: bool  # released or stopped because the region failed elsewhere
+
+
+class Outcome(NamedTuple):
+    """How a rank ended: its value, or its failure."""
+
+    value: Any = None
+    failure: Failure | None = None
+
+
+def describe_failure(error: BaseException, note: str) -> Failure:
+    """Pack an exception; it is unpickled once on trial, for the caller cannot try."""
+    text = "".join(traceback.format_exception(error))
+    pickled: bytes | None
+    try:
+        pickled = dump(_bare(error)).data
+        load(pickled)
+    except Exception:  # noqa: BLE001  # the user's pickling may raise anything
+        pickled = None
+    return Failure(
+        pickled,
+        type(error).__qualname__,
+        _text(error),
+        text,
+        note,
+        type(error) in (BarrierBroken, Stop),
+    )
+
+
+def open_outcome(data: bytes, rank: int, size: int) -> Outcome:
+    """A rank's outcome; one that cannot be unpickled here is a failure that says so."""
+    try:
+        outcome: Outcome = load(data)
+        return outcome
+    except Exception as error:  # noqa: BLE001  # the user's unpickling may raise anything
+        return Outcome(
+            failure=Failure(
+                None,
+                type(error).__qualname__,
+                f"while the result of rank {rank} was unpickled in the caller: {_text(error)}",
+                "".join(traceback.format_exception(error)),
+                f"in the caller, from worker {rank} of {size}",
+                False,
+            )
+        )
+
+
+def _bare(error: BaseException) -> BaseException:
+    """The exception without its traceback and chain, which stay in the worker as text."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    return error
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  # so may its __str__
+        return f"<the str() of this {type(error).__name__} raised>"
+
+
+def revive(failure: Failure) -> BaseException:
+    """The exception of a worker, ready to be raised in the caller."""
+    error: BaseException
+    try:
+        if failure.pickled is None:
+            raise TypeError("nothing to unpickle")
+        error = load(failure.pickled)
+    except Exception:  # noqa: BLE001  # so may its unpickling, here too
+        error = RegionError(
+            f"the kernel raised {failure.name}: {failure.text} (the exception itself cannot be "
+            "pickled; its traceback is the cause below)"
+        )
+    error.__cause__ = RemoteTraceback(failure.traceback)
+    error.add_note(failure.note)
+    return error
