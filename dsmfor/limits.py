@@ -3,7 +3,8 @@
 Three things bound the memory of this process: what the machine has left, what each control group
 above the process allows, and the process's own limits (ulimit). A control group must be asked
 beforehand, because beyond its limit the kernel kills instead of refusing. Taking the memory is the
-business of `dsmfor.segments`; this room only reads, and words the refusal.
+business of `dsmfor.segments`. This room reads, words the refusal, and changes one thing: it raises
+the limit on descriptors as far as this process may.
 
 Guarantees
     What cannot be read does not bound. `check` reads the limits anew for everything from 1 MiB up;

@@ -25,6 +25,7 @@ import builtins
 import dis
 import itertools
 import pickle
+from collections import deque
 from collections.abc import Callable, Iterator
 from operator import is_
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
@@ -38,6 +39,7 @@ from dsmfor.pickling import dump, importable, load
 __all__ = ["MISSING", "Kernel", "Message", "Replica", "Skeleton", "global_names"]
 
 _serials = itertools.count(1)
+retired: deque[int] = deque()  # serials of skeletons that are gone, for workers to forget
 _GLOBAL_OPS = {"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"}
 _BACKDOORS = {"globals", "exec", "eval", "vars", "__dict__", "__globals__"}
 _ATOMS = frozenset(
@@ -116,6 +118,9 @@ class Skeleton:
         # With nothing to bind and no global assigned, the worker may skip binding.
         self.constant = not self.slots and not any(map(_assigns_globals, self.codes))
         self.data = self._pickle()
+
+    def __del__(self) -> None:
+        retired.append(self.serial)
 
     def _add(self, function: FunctionType) -> None:
         if id(function) not in self._numbers:
@@ -256,7 +261,6 @@ class Message(NamedTuple):
     skeleton: Skeleton
     data: bytes  # serial of the skeleton, schedule, chunk, BLAS threads, environment or None
     segments: set[int]  # that the environment names
-    retired: list[int]  # serials that workers may forget
 
 
 class Kernel:
@@ -271,7 +275,6 @@ class Kernel:
     def __init__(self, function: FunctionType) -> None:
         self.function = function
         self.skeleton: Skeleton | None = None
-        self.retired: list[int] = []  # serials that no worker needs any more
         self._last: tuple[list[Any], tuple[Any, ...], Message] | None = None
 
     def refresh(self) -> tuple[Skeleton, list[Any]]:
@@ -279,8 +282,6 @@ class Kernel:
         skeleton = self.skeleton
         values = skeleton.values() if skeleton is not None else None
         if skeleton is None or values is None:
-            if skeleton is not None:
-                self.retired.append(skeleton.serial)
             self._last = None
             skeleton = self.skeleton = Skeleton(self.function)
             values = skeleton.values()
@@ -315,10 +316,9 @@ class Kernel:
             environment, used = dump(
                 (values, args, kwargs), functions=skeleton.numbers, staged=staged, own=skeleton.own
             )
-        retired, self.retired = self.retired, []
         data = pickle.dumps((skeleton.serial, *choices, environment), pickle.HIGHEST_PROTOCOL)
-        message = Message(skeleton, data, used, retired)
-        if alone and not retired and all(type(value) in _ATOMS for value in values):
+        message = Message(skeleton, data, used)
+        if alone and all(type(value) in _ATOMS for value in values):
             self._last = values, choices, message
         return message
 

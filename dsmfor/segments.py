@@ -102,11 +102,17 @@ class _Descriptor:
 
 
 class _Record(weakref.ref[Root]):
-    """A live segment: the weak reference to its root, whose callback frees it."""
+    """A live segment: the weak reference to its root, whose callback frees it.
 
-    __slots__ = ("descriptor", "low", "nbytes", "segment")
+    What keeps the memory mapped is `mapping`, not the root: NumPy 2.5 lets go of an array's base
+    before it calls back, NumPy 2.4 after, and the address must leave the registry while nothing
+    else can lie there.
+    """
+
+    __slots__ = ("descriptor", "low", "mapping", "nbytes", "segment")
 
     segment: int
+    mapping: NDArray[np.uint8]
     descriptor: _Descriptor
     nbytes: int
     low: int
@@ -329,14 +335,17 @@ def _map(segment: int, held: _Descriptor, nbytes: int) -> Root:
     assert _shared_array is not None
     with held:
         try:
-            array = _shared_array.attach(f"file:///proc/self/fd/{held.number}")
+            mapping = _shared_array.attach(f"file:///proc/self/fd/{held.number}")
         except OSError as error:
             raise limits.refusal(error, "map", nbytes, live=len(_live)) from error
         with _lock:
             known = root(segment)  # another thread may have been first
             if known is None:
+                # Through a memoryview, lest views of the root take the mapping for their base.
+                array: Root = np.frombuffer(memoryview(mapping), np.uint8)
                 record = _Record(array, _release)
                 record.segment = segment
+                record.mapping = mapping
                 record.descriptor = held
                 record.nbytes = nbytes
                 # Known before the block is entered, should Ctrl-C fall between.
@@ -349,7 +358,7 @@ def _map(segment: int, held: _Descriptor, nbytes: int) -> Root:
 
 
 def _release(record: weakref.ref[Root]) -> None:
-    """The last reference to a root has gone; its memory is unmapped after this returns.
+    """The last reference to a root has gone; its memory is unmapped with the record, after this.
 
     Called by the interpreter, in any thread. The address goes from the registry first, so that an
     array which comes to lie there is not taken for a shared one.

@@ -21,6 +21,8 @@ PACKAGE = Path(dsmfor.__file__).parent
 
 FLOORS = {
     "errors": 0,
+    "footer": 0,
+    "limits": 0,
     "_native": 0,
     "schedules": 1,
     "segments": 1,
@@ -28,25 +30,29 @@ FLOORS = {
     "arrays": 2,
     "loops": 2,
     "sync": 2,
+    "reduction": 2,
     "pickling": 3,
     "payload": 3,
+    "outcome": 3,
     "staging": 3,
     "engines": 4,
+    "report": 5,
     "options": 5,
     "region": 5,
     "parallel": 5,
-    "report": 6,
     "__init__": 6,
 }
 
 SIDEWAYS = {
+    "footer": {"errors"},
+    "limits": {"errors"},
     "_native": {"_native", "errors"},
     "team": {"schedules"},
     "payload": {"pickling"},
+    "outcome": {"pickling"},
     "engines": {"engines"},
     "region": {"options"},
-    "parallel": {"options", "region"},
-    "__init__": {"report"},
+    "parallel": {"options", "region", "report"},
 }
 """Rooms that may import these of their own floor, themselves included; never in a circle."""
 

@@ -74,6 +74,7 @@ def test_the_tightest_group_on_the_way_up_is_the_bound(
         ("/docker/1234", "/docker/1234", ""),  # v1 without a namespace: the host's name for it
         ("/docker/1234", "/docker/1234/inner", "/inner"),
         ("/docker/1234", "/unknown", ""),
+        ("/docker/1234", "/docker/12345/other", ""),
         ("/", "/../../other", "/other"),
         ("/", "/gone/from/here", ""),
     ],
@@ -86,6 +87,29 @@ def test_a_container_finds_its_own_group(
     write(system, f"/cg/memory{group}/memory.limit_in_bytes", 10 * MiB)
     write(system, f"/cg/memory{group}/memory.usage_in_bytes", 4 * MiB)
     assert limits.room(str(system)) == (6 * MiB, f"the control group /cg/memory{group}")
+
+
+def test_each_controller_has_the_groups_of_its_own_hierarchy(system: Path) -> None:
+    cpu = "36 31 0:33 / /cg/cpu,cpuacct rw - cgroup cgroup rw,cpu,cpuacct"
+    unified = "37 31 0:34 / /cg/unified rw - cgroup2 cgroup2 rw"
+    write(system, "/proc/self/mountinfo", "\n".join([V1.format(root="/"), cpu, unified]))
+    write(system, "/proc/self/cgroup", "5:cpu,cpuacct:/job\n4:memory:/a/b\n0::/u")
+    both = [(2, "/cg/unified/u"), (2, "/cg/unified")]
+    assert list(limits.control_groups("cpu", str(system))) == [
+        (1, "/cg/cpu,cpuacct/job"),
+        (1, "/cg/cpu,cpuacct"),
+        *both,
+    ]
+    assert list(limits.control_groups("memory", str(system))) == [
+        (1, "/cg/memory/a/b"),
+        (1, "/cg/memory/a"),
+        (1, "/cg/memory"),
+        *both,
+    ]
+
+
+def test_a_machine_without_proc_has_no_groups(tmp_path: Path) -> None:
+    assert list(limits.control_groups("cpu", str(tmp_path))) == []
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -172,3 +196,46 @@ def test_small_segments_share_one_look_at_the_limits_and_are_bounded_all_the_sam
     monkeypatch.setattr(limits, "time", SimpleNamespace(monotonic=lambda: 1002.0))
     segments.create(1)
     assert len(looks) == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "doing", "kind", "remedy"),
+    [
+        (errno.EFBIG, "make", SharedMemoryFull, "ulimit -f"),
+        (errno.ENOSPC, "make", SharedMemoryFull, "drop arrays"),
+        (errno.EDQUOT, "make", SharedMemoryFull, "drop arrays"),
+        (errno.ENOMEM, "map", SharedMemoryFull, "ulimit -v"),
+        (errno.EMFILE, "make", OSError, "7 shared arrays are live.*ulimit -n"),
+        (errno.ENOENT, "map", OSError, "/proc must be mounted"),
+        (errno.EPERM, "make", OSError, "memfd_create"),
+    ],
+)
+def test_a_refusal_says_what_was_asked_for_and_what_to_do(
+    code: int, doing: str, kind: type[Exception], remedy: str
+) -> None:
+    error = limits.refusal(OSError(code, os.strerror(code)), doing, 3 * MiB, live=7)
+    assert isinstance(error, kind)
+    with pytest.raises(kind, match=rf"cannot {doing}.*3,145,728 bytes \(3\.0 MiB\).*{remedy}"):
+        raise error
+
+
+@pytest.mark.parametrize("hard", [1000, resource.RLIM_INFINITY])
+def test_the_limit_on_descriptors_is_raised_as_far_as_it_goes(
+    monkeypatch: pytest.MonkeyPatch, hard: int
+) -> None:
+    wanted: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (100, hard))
+    monkeypatch.setattr(resource, "setrlimit", lambda which, limits: wanted.append(limits))
+    assert limits.raise_descriptor_limit() == hard
+    assert wanted == [(hard, hard)]
+
+
+def test_a_limit_on_descriptors_that_may_not_be_raised_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(which: int, limits: tuple[int, int]) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (100, 200))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert limits.raise_descriptor_limit() == 100

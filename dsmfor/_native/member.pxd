@@ -27,6 +27,7 @@ cdef class Member:
     cdef int wait(self, uint32_t *word, uint32_t seen, double until) except -1
     cdef int meet(self, int at, int line, double timeout) except -1
     cdef released(self)
+    cdef clashed(self, str here)
     cdef int check(self, str what) except -1
     cdef uint64_t enter_loop(self, void *loop, uint64_t digest, int line) except? 0
     cdef int collect_cancel(self, uint64_t number) except -1

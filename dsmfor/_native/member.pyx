@@ -113,7 +113,7 @@ cdef class Member:
         with nogil:
             clash = dsm_finish(self.block.b, self.rank, self.history)
         if clash == DSM_CLASH:
-            raise RegionError(self.diverged("the end of the kernel"))
+            self.clashed("the end of the kernel")
 
     def fail(self):
         """An exception leaves the kernel: release the others."""
@@ -163,6 +163,13 @@ cdef class Member:
         chunk = f", chunk={r.chunk}" if r.chunk > 1 else ""
         return (f", its loop number {r.number - <int64_t>self.block.b.base + 1} being over n={r.n} "
                 f"with schedule {SCHEDULES[r.schedule]!r}{chunk}")
+
+    cdef clashed(self, str here):
+        """Raise what a rank gets that finds the ranks diverge, unless the region had failed."""
+        cdef uint64_t reason = LOAD64(&self.block.b.reason)
+        if reason != (<uint64_t>self.rank << 32 | <uint64_t>DSM_DIVERGED):
+            self.released()
+        raise RegionError(self.diverged(here))
 
     cdef released(self):
         """Raise what a rank gets that waits in a region that has failed elsewhere."""
@@ -225,7 +232,7 @@ cdef class Member:
             r = dsm_arrive(b, self.rank, self.size, signature)
         if r == DSM_CLASH:
             what = ("the end of its loop", "a barrier", "single")[at - AT_LOOP]
-            raise RegionError(self.diverged(f"{what} at line {line}"))
+            self.clashed(f"{what} at line {line}")
         while r == DSM_WAIT:
             if self.wait(&b.gen, before, until):
                 dsm_poison(b, DSM_RAISED, self.rank)

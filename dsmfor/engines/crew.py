@@ -34,6 +34,7 @@ from dsmfor.payload import Message
 __all__ = ["Crew", "Ended"]
 
 _GRACE = 1.0  # seconds that a stopped rank has to acknowledge before it is killed
+_ATTEMPTS = 3  # to launch a region whose crew breaks before it starts
 _LINGER = 100  # microseconds that whoever waits yields its core before it sleeps
 _INTERRUPTED, _TIMEOUT = REASONS.index("interrupted"), REASONS.index("timeout")
 
@@ -85,6 +86,7 @@ class Crew:
         self.version = 0  # of the settings that all workers follow
         self.segments: set[int] = set()  # known to all workers
         self.skeletons: set[int] = set()
+        self.retired: set[int] = set()  # skeletons for all to forget
         fd = Block.descriptor()
         try:
             self.block = Block(fd)
@@ -99,12 +101,12 @@ class Crew:
 
     def muster(self, size: int) -> None:
         """Have `size` living workers and a clean block, replacing whoever has died."""
-        self.line.read_obituaries(block=False)
-        self.bury()
         if self.block.reason()[0]:
-            self.block.repair()
-            self.line.read_obituaries(block=False)
+            self.line.read_obituaries(block=True, pids=self.ended())
             self.bury()
+            self.block.repair()
+        self.line.read_obituaries(block=True, pids=self.ended())
+        self.bury()
         wanted = [
             r
             for r in range(max(size, len(self.workers)))
@@ -220,7 +222,7 @@ class Crew:
             skeleton.serial in self.skeletons
             and message.segments <= self.segments
             and self.version == self.line.version
-            and not message.retired
+            and not self.retired
         ):
             return
         for rank, worker in enumerate(self.workers):
@@ -229,9 +231,9 @@ class Crew:
             if worker.settings != self.line.version:
                 self.letter(rank, "settings", self.line.settings)
                 worker.settings = self.line.version
-            if message.retired:
-                self.letter(rank, "forget", message.retired)
-                worker.skeletons.difference_update(message.retired)
+            if retired := self.retired & worker.skeletons:
+                self.letter(rank, "forget", sorted(retired))
+                worker.skeletons -= retired
             if rank >= size:
                 continue
             if skeleton.serial not in worker.skeletons:
@@ -239,7 +241,8 @@ class Crew:
                 worker.skeletons.add(skeleton.serial)
             self.introduce(rank, worker, sorted(message.segments - worker.segments))
         self.version = self.line.version
-        self.skeletons.difference_update(message.retired)
+        self.skeletons -= self.retired
+        self.retired.clear()
         if size >= len(self.workers):
             self.skeletons.add(skeleton.serial)
             self.segments |= message.segments
@@ -275,24 +278,23 @@ class Crew:
         """Run a region and bring the crew to rest, whatever happens."""
         self.at_rest = False
         until = 0.0 if timeout is None else time.monotonic() + timeout
-        self.supply(size, message)
-        self.epoch += 1
-        if not self.mailbox.post(self.epoch, seed, message.data):
-            bulk = envelope(message.data)
-            try:
-                for rank in range(size):
-                    self.letter(rank, "message", None, [bulk])
-            finally:
-                os.close(bulk)
-        if self.block.launch(size, self.epoch):
-            status = BROKEN
+        for _ in range(_ATTEMPTS):
+            if not self.launch(size, message, seed):
+                break
+            with self.guard:  # somebody died while idle: nothing has begun, so begin anew
+                self.muster(size)
         else:
-            try:
-                status = self.block.wait(size, self.epoch, until)
-            except BaseException:
-                self.block.poison(_INTERRUPTED, -1)
-                self.wind_up(size, at_once=True)
-                raise
+            self.at_rest = True
+            raise WorkerDied(
+                f"workers died {_ATTEMPTS} times before a region could start; something ends them: "
+                "see the kernel's log for the out-of-memory killer"
+            )
+        try:
+            status = self.block.wait(size, self.epoch, until)
+        except BaseException:
+            self.block.poison(_INTERRUPTED, -1)
+            self.wind_up(size, at_once=True)
+            raise
         if status == DONE:
             self.at_rest = True
             if self.block.all_quiet(size):
@@ -307,6 +309,19 @@ class Crew:
         if died and reason != "timeout":
             reason = "died"
         return Ended(self.collect(size), reason, died, slow)
+
+    def launch(self, size: int, message: Message, seed: int) -> int:
+        """Send a region to its ranks and wake them; not zero if the crew is broken."""
+        self.supply(size, message)
+        self.epoch += 1
+        if not self.mailbox.post(self.epoch, seed, message.data):
+            bulk = envelope(message.data)
+            try:
+                for rank in range(size):
+                    self.letter(rank, "message", None, [bulk])
+            finally:
+                os.close(bulk)
+        return self.block.launch(size, self.epoch)
 
     def wind_up(self, size: int, *, at_once: bool) -> list[WorkerDied]:
         """Bring a failed region to rest; the workers that died by themselves.

@@ -157,8 +157,13 @@ class WardenLine:
         recruits: dict[int, Recruit] = {}
         pages: dict[int, tuple[Recruit, int]] = {}
         try:
-            for _ in ranks:
-                (_, _, rank, pid), (end, pidfd) = self._await("spawned")
+            while len(recruits) < len(ranks):
+                (_, _, rank, incarnation, pid), (end, pidfd) = self._await("spawned")
+                if incarnations.get(rank) != incarnation:  # of a call that was interrupted
+                    os.close(end)
+                    os.close(pidfd)
+                    self.tell("kill", [pid])
+                    continue
                 recruits[rank] = Recruit(pid, incarnations[rank], pidfd, socket.socket(fileno=end))
             for rank, recruit in recruits.items():
                 pages[rank] = recruit, self._hello(rank, recruit)
@@ -184,7 +189,12 @@ class WardenLine:
     def get(self, key: tuple[Any, ...]) -> int:
         """A descriptor that a worker left with the warden."""
         self.tell("get", key)
-        _, descriptors = self._await("got")
+        while True:
+            (_, found), descriptors = self._await("got")
+            if found == key:
+                break
+            for fd in descriptors:  # of a call that was interrupted
+                os.close(fd)
         if not descriptors:
             raise DSMError(f"no worker has left {key} with the warden; its owner has gone")
         return descriptors[0]

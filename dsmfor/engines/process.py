@@ -24,7 +24,7 @@ from dsmfor.engines.crew import Crew, Ended
 from dsmfor.engines.housekeeping import Housekeeper
 from dsmfor.engines.launch import WardenGone, WardenLine
 from dsmfor.errors import DSMError, WorkerDied
-from dsmfor.payload import Message
+from dsmfor.payload import Message, retired
 
 __all__ = ["housekeep", "run", "shutdown", "team_pids"]
 
@@ -66,6 +66,8 @@ def run(size: int, message: Message, seed: int = 0, timeout: float | None = None
         raise ValueError(f"a team has at most {_MOST_RANKS} workers, got workers={size}")
     crew = _take(size)
     try:
+        if retired:
+            _retire()
         return crew.region(size, message, seed, timeout)
     except WardenGone:
         with _guard:
@@ -76,6 +78,16 @@ def run(size: int, message: Message, seed: int = 0, timeout: float | None = None
         ) from None
     finally:
         _give_back(crew)
+
+
+def _retire() -> None:
+    """Have every crew forget the skeletons that are gone, at its next region."""
+    with _guard:
+        gone = set()
+        while retired:
+            gone.add(retired.popleft())
+        for crew in _idle + _busy:
+            crew.retired |= gone
 
 
 def _take(size: int) -> Crew:

@@ -175,7 +175,11 @@ class Warden:
         self.attend(pidfd, lambda: self.bury(ward))
         self.attend(wardens_end.fileno(), lambda: self.on_worker(ward))
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            send(self.caller, ("spawned", number, rank, pid), [callers_end.fileno(), pidfd])
+            send(
+                self.caller,
+                ("spawned", number, rank, incarnation, pid),
+                [callers_end.fileno(), pidfd],
+            )
         callers_end.close()
 
     def close_inherited(self) -> None:

@@ -167,6 +167,7 @@ class Worker:
             serial, data = body
             self.skeletons[serial] = data
         elif verb == "message":
+            self.drop_bulk()
             self.bulk = descriptors[0]
         self.block.letter_read(self.rank)
 
@@ -214,6 +215,8 @@ class Worker:
             pass
         if self.freed:
             self.drop_freed()
+        if self.bulk is not None:
+            self.drop_bulk()
         self.block.finish(self.rank, epoch, outcome, length)
 
     def drop_freed(self) -> None:
@@ -282,12 +285,13 @@ class Worker:
         return _Order(replica, Settings(schedule, chunk), blas, environment)
 
     def read_bulk(self) -> bytes:
-        fd, self.bulk = self.bulk, None
-        if fd is None:
+        if self.bulk is None:
             raise DSMError("a region's message was to come by letter, and did not")
-        try:
-            return contents(fd)
-        finally:
+        return contents(self.bulk)
+
+    def drop_bulk(self) -> None:
+        fd, self.bulk = self.bulk, None
+        if fd is not None:
             os.close(fd)
 
     def note(self, size: int) -> str:
