@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["prange", "pslices", "ptiles", "split"]
 
 _DEFAULTS = Settings()
+_MOST = 1 << 62
 
 
 @overload
@@ -164,6 +165,11 @@ def pslices(
     team = current()
     line, code = _place()
     whole = _range("pslices", start, stop, step)
+    if whole and (whole[0] < 0) != (whole[-1] < 0):
+        raise ValueError(
+            f"pslices got {whole}, which has negative and other indices, and no slice has both; "
+            "loop over the two parts one after the other"
+        )
     if team.in_loop:
         return iter([_slice(whole)] if whole else [])
     plan = _plan(team, len(whole), schedule, chunk, seed)
@@ -289,21 +295,26 @@ def _place() -> tuple[int, Any]:
 def _range(
     name: str, start: SupportsIndex, stop: SupportsIndex | None, step: SupportsIndex | None
 ) -> range:
-    try:
-        if stop is None:
-            if step is not None:
-                raise TypeError(f"{name} got a step and no stop; give start, stop and step")
-            return range(index(start))
-        return range(index(start), index(stop), 1 if step is None else index(step))
-    except TypeError as error:
-        if "integer" not in str(error):
-            raise
-        wrong = next(
-            x for x in (start, stop, step) if x is not None and not hasattr(x, "__index__")
+    """The range of a loop's arguments."""
+    if stop is None and step is not None:
+        raise TypeError(f"{name} got a step and no stop; give start, stop and step")
+    numbers = [_integer(name, value) for value in (start, stop, step) if value is not None]
+    whole = range(*numbers)
+    if whole and max(abs(whole[0]), abs(whole[-1]), abs(whole[-1] - whole[0])) > _MOST:
+        raise ValueError(
+            f"{name} counts from -2**62 to 2**62, got {whole}; "
+            "loop over smaller numbers and add the rest in the body"
         )
+    return whole
+
+
+def _integer(name: str, value: SupportsIndex) -> int:
+    try:
+        return index(value)
+    except TypeError:
         raise TypeError(
-            f"{name} takes integers, as range does, got {wrong!r} of type "
-            f"{type(wrong).__name__}; convert it with int() or use len()"
+            f"{name} takes integers, as range does, got {value!r} of type "
+            f"{type(value).__name__}; convert it with int() or use len()"
         ) from None
 
 
@@ -322,8 +333,9 @@ def _shape(shape: object, name: str) -> tuple[int, ...]:
 
 
 def _slice(whole: range) -> slice:
-    stop = None if whole.stop < 0 else whole.stop
-    return slice(whole.start, stop, None if whole.step == 1 else whole.step)
+    stop = whole.start + len(whole) * whole.step
+    past = (whole.start < 0) != (stop < 0)
+    return slice(whole.start, None if past else stop, None if whole.step == 1 else whole.step)
 
 
 def _plan(

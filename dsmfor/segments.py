@@ -342,7 +342,7 @@ def _map(segment: int, held: _Descriptor, nbytes: int) -> Root:
             known = root(segment)  # another thread may have been first
             if known is None:
                 # Through a memoryview, lest views of the root take the mapping for their base.
-                array: Root = np.frombuffer(memoryview(mapping), np.uint8)
+                array: Root = np.frombuffer(mapping.data, np.uint8)
                 record = _Record(array, _release)
                 record.segment = segment
                 record.mapping = mapping

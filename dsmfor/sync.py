@@ -76,8 +76,11 @@ def barrier(timeout: float | None = None) -> None:
     >>> import dsmfor as dsm
     >>> dsm.barrier()
     """
-    if timeout is not None and not timeout > 0:
-        raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout!r}")
+    if timeout is not None:
+        if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+            raise TypeError(f"timeout must be a number of seconds or None, got {timeout!r}")
+        if not timeout > 0:
+            raise ValueError(f"timeout must be a positive number of seconds or None, got {timeout}")
     current().barrier(sys._getframe(1).f_lineno, timeout or 0.0)
 
 
@@ -109,7 +112,7 @@ def critical(name: str | None = None) -> AbstractContextManager[object]:
     """
     if name is not None and not isinstance(name, str):
         raise TypeError(f"the name of a critical block must be a str, got {name!r}")
-    return current().lock("" if name is None else "n" + name)
+    return current().lock(name)
 
 
 def single(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

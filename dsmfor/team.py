@@ -78,8 +78,8 @@ class Team(Protocol):
     def barrier(self, line: int, timeout: float = 0.0) -> None:
         """Wait for every rank at the barrier of that source line."""
 
-    def lock(self, name: str) -> AbstractContextManager[object]:
-        """The team's lock of that name."""
+    def lock(self, name: str | None) -> AbstractContextManager[object]:
+        """The team's lock of that name; None is a name of its own."""
 
     def exchange(self, line: int, make: Callable[[], Any]) -> Any:
         """Rank 0 calls `make`; after a barrier every rank returns its value."""

@@ -11,6 +11,7 @@ cdef extern from "control.h" nogil:
         DSM_NONE, DSM_RAISED, DSM_DIVERGED, DSM_LEFT, DSM_DIED, DSM_INTERRUPTED, DSM_TIMEOUT
         DSM_STARTING, DSM_IDLE, DSM_UNPICKLING, DSM_COMPUTING, DSM_IN_LOOP, DSM_AT_BARRIER
         DSM_AT_LOCK, DSM_AT_SLOT, DSM_PICKLING
+        DSM_FINISHED
         DSM_PASS, DSM_WAIT, DSM_CLASH
         DSM_ANYONE
 
@@ -26,6 +27,8 @@ cdef extern from "control.h" nogil:
         uint32_t outcome, length
         uint64_t loops
         int32_t pid
+        uint32_t stopped
+        uint64_t begun
         int32_t phase, line
         int64_t number, n, chunk
         int32_t schedule, at
@@ -61,6 +64,7 @@ cdef extern from "control.h" nogil:
     void dsm_give(uint32_t *word)
     dsm_lock *dsm_named(dsm_control *b, uint64_t n0, uint64_t n1)
     uint64_t dsm_mix(uint64_t h, uint64_t v)
+    bint dsm_stuck(dsm_control *b, int32_t size, uint64_t number)
     uint64_t dsm_glance(const dsm_slot *s)
     void dsm_leave(dsm_control *b, uint32_t number, int32_t size, int stealing)
     int64_t dsm_taken(dsm_rank *owner, int slot)
@@ -69,6 +73,7 @@ cdef extern from "control.h" nogil:
 
 cdef class Block:
     cdef dsm_control *b
+    cdef bint private          # memory of this process alone; a fork has a copy of its own
     cdef int pid               # of the process that mapped it: no other may unmap it
     cdef int *watched          # pidfds that the caller looks at while it waits
     cdef int watching

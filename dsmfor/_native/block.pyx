@@ -169,6 +169,7 @@ cdef class Block:
 
     def __cinit__(self, int fd=-1, bint inherited=False):
         self.pid = getpid()
+        self.private = fd < 0
         self.b = <dsm_control *>_map(fd, sizeof(dsm_control), True)
         if fd >= 0 and not inherited:
             madvise(self.b, sizeof(dsm_control), MADV_DONTFORK)

@@ -73,6 +73,9 @@ typedef struct {
     uint32_t length;          /* rank: bytes of outcome in its page */
     uint64_t loops;           /* rank: number of its next loop when its region ended */
     int32_t pid;              /* rank: itself; names its page among the warden's descriptors */
+    uint32_t stopped;         /* rank: gen | 1 while it waits at the barrier of that generation,
+                                 DSM_FINISHED once it has ended the kernel, else 0 */
+    uint64_t begun;           /* rank: number of its next loop, now */
     int32_t phase DSM_LINE;   /* rank: DSM_STARTING ... */
     int32_t line;             /* rank: source line of the loop, barrier or lock it is at */
     int64_t number, n, chunk; /* rank: the loop it began last */
@@ -234,10 +237,8 @@ static inline uint64_t dsm_launch(dsm_control *b, int32_t size, uint64_t epoch)
     b->base = b->ranks[0].loops; /* after a clean region all its ranks agree on it */
     b->count = 0;
     b->ending = 0;
-    if (b->used > DSM_LOCKS / 2) { /* names of past regions: all their locks are free */
-        memset(b->locks, 0, sizeof b->locks);
-        b->used = 0;
-    }
+    memset(b->locks, 0, b->used * sizeof b->locks[0]); /* names of the last region, all free */
+    b->used = 0;
     STORE(&b->left, dsm_tag(epoch) | (uint32_t)size << 1);
     uint64_t reason = LOAD(&b->reason);
     if (reason)
@@ -359,6 +360,22 @@ static inline uint64_t dsm_mix(uint64_t h, uint64_t v)
     h ^= h >> 32;
     h *= UINT64_C(0xd6e8feb86659fd93);
     return h ^ h >> 29;
+}
+
+#define DSM_FINISHED 0xffffffffu
+
+/* Whether a rank that has not begun loop `number` can do so no more, although the caller of this,
+ * who has not arrived at any barrier, waits for it to leave that loop. Such a rank waits for the
+ * caller: at the barrier that is filling now, or for ever, having ended the kernel. */
+static inline int dsm_stuck(dsm_control *b, int32_t size, uint64_t number)
+{
+    for (int32_t r = 0; r < size; r++) {
+        uint32_t stopped = LOAD(&b->ranks[r].stopped);
+        if (stopped && LOAD(&b->ranks[r].begun) <= number &&
+            (stopped == DSM_FINISHED || LOAD(&b->gen) == (stopped & ~1u)))
+            return 1;
+    }
+    return 0;
 }
 
 /* seq and cancel as one word: what they are while loop `number` runs undisturbed. */

@@ -55,6 +55,8 @@ cdef class Loop:
     cdef int line, state
     cdef bint nowait
     cdef object code
+    # Of the subclasses, and declared here because the dealloc below still needs them.
+    cdef readonly tuple shape, extent, tile
 
     def __init__(self, Member member not None, Plan plan not None, int64_t first, int64_t step,
                  int line, code, bint nowait):
@@ -69,6 +71,11 @@ cdef class Loop:
 
     def __iter__(self):
         return self
+
+    def forsake(self):
+        """The region is over: yield nothing any more."""
+        self.state = FINISHED
+        self.i = self.end = 0
 
     def where(self):
         """(text, line, code): the index that was yielded last, and the loop's place."""
@@ -142,14 +149,14 @@ cdef class Loop:
         if self.state == FINISHED:
             return 0
         if self.epoch != self.m.epoch:
-            self.state = FINISHED
+            self.forsake()
             raise RegionError(f"the loop of line {self.line} belongs to a region that has ended: "
                               "call prange where its for stands")
         if self.state == NEW:
             self.begin()
         seen = dsm_glance(self.slot)
         if seen & DSM_BROKEN:
-            self.state = FINISHED
+            self.forsake()
             self.m.open = NULL
             self.m.released()
         if seen != self.quiet:
@@ -181,10 +188,10 @@ cdef class Loop:
         cdef Member m = self.m
         if self.state != RUNNING or m is None or m.epoch != self.epoch or m.open != <void *>self:
             return
-        if m.block.pid != getpid():
-            return
+        m.open = NULL
+        if m.block.pid != getpid() and not m.block.private:
+            return  # a forked child has no part in the team
         if m.orphan:
-            m.open = NULL
             dsm_leave(m.block.b, <uint32_t>self.number, m.size, self.plan.kind == DSM_AUTO)
             return
         m.left_early(
@@ -221,9 +228,10 @@ cdef class Slices(Loop):
     cdef slice cut(self):
         cdef int64_t a = self.first + self.i * self.step
         cdef int64_t b = self.first + self.end * self.step
-        if self.step == 1:
-            return slice(a, b)
-        return slice(a, None if b < 0 else b, self.step)
+        cdef object stop = b
+        if (self.first < 0) != (b < 0):  # past an end, where b would count from the other one
+            stop = None
+        return slice(a, stop, None if self.step == 1 else self.step)
 
     def index(self):
         s = self.cut()
@@ -232,8 +240,6 @@ cdef class Slices(Loop):
 
 cdef class Tuples(Loop):
     """`prange((ny, nx))`: index tuples, the last index running fastest."""
-
-    cdef readonly tuple shape
 
     def __init__(self, member, plan, tuple shape, line, code, nowait):
         Loop.__init__(self, member, plan, 0, 1, line, code, nowait)
@@ -264,8 +270,6 @@ cdef class Tuples(Loop):
 
 cdef class Tiles(Tuples):
     """`ptiles(shape, tile)`: tuples of slices over a grid of tiles; `shape` counts the tiles."""
-
-    cdef readonly tuple extent, tile
 
     def __init__(self, member, plan, tuple grid, tuple extent, tuple tile, line, code, nowait):
         Tuples.__init__(self, member, plan, grid, line, code, nowait)

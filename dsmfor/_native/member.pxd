@@ -18,11 +18,13 @@ cdef class Member:
     cdef object last                 # (index text, line, code) of the loop last left, for notes
     cdef object value                # what the last loop was cancelled with, or None
     cdef readonly bint making        # inside single's call: this rank alone may make arrays
+    cdef int held                    # critical blocks that this rank is in
     cdef dict locks                  # this region's locks by name
     cdef public object settings      # what the decorator chose: schedule, chunk
     cdef public uint64_t seed        # of the region's random schedules
     cdef public object carrier       # how values reach other ranks, None for a team of one
 
+    cdef forsake(self)
     cdef int place(self, int phase, int at, int line) except -1
     cdef int wait(self, uint32_t *word, uint32_t seen, double until) except -1
     cdef int meet(self, int at, int line, double timeout) except -1

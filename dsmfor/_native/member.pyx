@@ -42,13 +42,14 @@ cdef class Lock:
         cdef uint32_t seen = 0
         cdef uint32_t mine = <uint32_t>(m.rank + 1)
         if self.epoch != m.epoch:
-            raise RegionError(f"critical({self.name!r}) belongs to a region that has ended: call "
+            raise RegionError(f"{self!r} belongs to a region that has ended: call "
                               "dsm.critical inside the kernel that uses it")
         cdef int r = dsm_take(self.word, m.rank, 0, &seen)
         if r > 0:
+            m.held += 1
             return self
         if r == 0 and seen >> 2 == mine:
-            raise RegionError(f"rank {m.rank} holds critical({self.name!r}) already and would wait "
+            raise RegionError(f"rank {m.rank} holds {self!r} already and would wait "
                               "for itself: leave the outer block first, or give the inner one "
                               "another name")
         m.place(DSM_AT_LOCK, AT_CRITICAL, 0)
@@ -57,14 +58,18 @@ cdef class Lock:
             r = dsm_take(self.word, m.rank, 1, &seen)
         if r < 0:
             m.released()
+        m.held += 1
         m.block.b.ranks[m.rank].phase = DSM_COMPUTING
         return self
 
     def __exit__(self, *exc):
-        dsm_give(self.word)
+        cdef Member m = self.member
+        if self.epoch == m.epoch and LOAD(self.word) >> 2 == <uint32_t>(m.rank + 1):
+            m.held -= 1
+            dsm_give(self.word)
 
     def __repr__(self):
-        return f"critical({self.name!r})"
+        return f"critical({'' if self.name is None else repr(self.name)})"
 
 
 cdef class Member:
@@ -92,11 +97,14 @@ cdef class Member:
         self.loops = self.block.b.base
         self.history = 1
         self.exchanges = 0
-        self.open = NULL
+        self.forsake()
         self.making = False
         self.fault = self.last = self.value = None
         if self.locks:
             self.locks.clear()
+        self.block.b.ranks[self.rank].stopped = 0
+        self.block.b.ranks[self.rank].begun = self.loops
+        self.held = 0
         self.place(DSM_COMPUTING, AT_NOTHING, 0)
 
     def finish(self):
@@ -110,6 +118,7 @@ cdef class Member:
         cdef int clash
         self.check("the end of the kernel")
         self.block.b.ranks[self.rank].loops = self.loops
+        STORE(&self.block.b.ranks[self.rank].stopped, DSM_FINISHED)
         with nogil:
             clash = dsm_finish(self.block.b, self.rank, self.history)
         if clash == DSM_CLASH:
@@ -123,8 +132,14 @@ cdef class Member:
     def end(self):
         """The region is over: whatever still refers to it is stale."""
         self.epoch = 0
-        self.open = NULL
+        self.forsake()
         self.fault = self.last = self.value = self.settings = None
+
+    cdef forsake(self):
+        """Whatever loop is open still: it yields nothing any more."""
+        if self.open != NULL:
+            (<object>self.open).forsake()
+        self.open = NULL
 
     # -- what others are told ------------------------------------------------------------------
 
@@ -185,6 +200,15 @@ cdef class Member:
         if self.fault is not None:
             text, line, code = self.fault
             raise RegionError(text)
+        if self.held:
+            raise RegionError(
+                f"{what} was reached while this rank holds a critical block: the others may wait "
+                "for the block and would never come. Leave the `with dsm.critical(...)` block "
+                "before it, and hold locks in with blocks only")
+        if self.making:
+            raise RegionError(
+                f"{what} was reached inside the function that single calls: only one rank runs "
+                "it, so the others would never come. Call it outside of single")
         if self.open != NULL:
             index, line, code = (<object>self.open).where()
             raise RegionError(
@@ -207,10 +231,13 @@ cdef class Member:
         """One slice of sleep on `word` while it is `seen`; signals are honoured."""
         cdef int64_t us = SLICE
         cdef int error
+        cdef double left
         if until:
-            us = min(us, <int64_t>((until - dsm_now()) * 1e6))
-            if us <= 0:
+            left = (until - dsm_now()) * 1e6
+            if left <= 0:
                 return 1
+            if left < us:
+                us = <int64_t>left + 1
         with nogil:
             error = dsm_rest(word, seen, self.block.b.linger, us, DSM_ANYONE)
         if error:
@@ -228,6 +255,7 @@ cdef class Member:
         self.place(DSM_AT_BARRIER, at, line)
         if before & DSM_BROKEN:
             self.released()
+        STORE(&b.ranks[self.rank].stopped, before | 1)
         with nogil:
             r = dsm_arrive(b, self.rank, self.size, signature)
         if r == DSM_CLASH:
@@ -244,6 +272,7 @@ cdef class Member:
                 break
             if now & DSM_BROKEN:
                 self.released()
+        STORE(&b.ranks[self.rank].stopped, 0)
         b.ranks[self.rank].phase = DSM_COMPUTING
         return 0
 
@@ -261,7 +290,7 @@ cdef class Member:
         self.meet(AT_BARRIER, line, timeout)
 
     def lock(self, str name):
-        """The team's lock of that name."""
+        """The team's lock of that name; None is a name of its own."""
         cdef Lock lock = self.locks.get(name)
         cdef dsm_control *b = self.block.b
         cdef dsm_lock *entry
@@ -270,7 +299,8 @@ cdef class Member:
         cdef uint64_t n0, n1
         if lock is not None:
             return lock
-        digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+        spelled = b"" if name is None else b"n" + name.encode("utf-8", "surrogatepass")
+        digest = hashlib.blake2b(spelled, digest_size=16).digest()
         n0 = int.from_bytes(digest[:8], "little") | 1
         n1 = int.from_bytes(digest[8:], "little")
         r = dsm_take(&b.table, self.rank, 0, &seen)
@@ -319,9 +349,9 @@ cdef class Member:
         cdef dsm_slot *s = &self.block.b.slots[number % DSM_RING]
         cdef uint32_t mine = <uint32_t>number << 1
         cdef uint32_t now
-        if self.fault is not None:
-            self.check("a loop")
+        self.check(f"the loop of line {line}")
         self.loops += 1
+        STORE64(&self.block.b.ranks[self.rank].begun, self.loops)
         self.history = dsm_mix(self.history, digest)
         while True:
             now = LOAD(&s.seq)
@@ -330,6 +360,9 @@ cdef class Member:
             if now & DSM_BROKEN:
                 self.released()
             self.block.b.ranks[self.rank].phase = DSM_AT_SLOT
+            if number >= DSM_RING and dsm_stuck(self.block.b, self.size, number - DSM_RING):
+                dsm_poison(self.block.b, DSM_DIVERGED, self.rank)
+                self.clashed(f"the loop of line {line}, {DSM_RING} loops ahead of another rank,")
             STORE(&s.sleepers, 1)
             now = LOAD(&s.seq)
             if now != mine and not now & DSM_BROKEN:

@@ -7,6 +7,7 @@ through shared pages; these letters are small, and one that is not travels in a 
 from __future__ import annotations
 
 import array
+import fcntl
 import os
 import pickle
 import socket
@@ -16,11 +17,24 @@ from typing import Any
 from dsmfor._native.block import memfd, seal
 from dsmfor.errors import DSMError
 
-__all__ = ["MOST_DESCRIPTORS", "pair", "receive", "send"]
+__all__ = ["MOST_DESCRIPTORS", "contents", "envelope", "lift", "pair", "receive", "send"]
 
 MOST_DESCRIPTORS = 200  # in one letter; the kernel refuses more than 253
+_FIRST = 1024
 _INLINE = 32 * 1024
 _ANCILLARY = socket.CMSG_SPACE((MOST_DESCRIPTORS + 1) * array.array("i").itemsize)
+
+
+def lift(fd: int) -> int:
+    """The same file under a number that the user's `select` does not need; closes `fd`."""
+    if fd >= _FIRST:
+        return fd
+    try:
+        lifted = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, _FIRST)
+    except OSError:  # the limit on descriptors is lower than that
+        return fd
+    os.close(fd)
+    return lifted
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

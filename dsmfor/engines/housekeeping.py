@@ -11,15 +11,15 @@ Guarantees
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 from collections import deque
 from collections.abc import Callable
 
+from dsmfor.engines.channel import lift
+
 __all__ = ["Housekeeper"]
 
-_FIRST_DESCRIPTOR = 1024  # ours are numbered above the user's, whose select() knows 1024
 _BATCH = 0.05  # seconds: one letter tells of many
 
 
@@ -36,11 +36,7 @@ class Housekeeper:
         self.freed: deque[int] = deque()
         self._act = act
         self._stopping = threading.Event()
-        low = os.eventfd(0, os.EFD_CLOEXEC)
-        try:
-            self._wake = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, _FIRST_DESCRIPTOR)
-        finally:
-            os.close(low)
+        self._wake = lift(os.eventfd(0, os.EFD_CLOEXEC))
         self._thread = threading.Thread(target=self._run, name="dsmfor housekeeping", daemon=True)
         self._thread.start()
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dsmfor.engines.channel import receive, send
+from dsmfor.engines.channel import lift, pair, receive, send
 from dsmfor.engines.worker import BLAS_VARIABLES
 from dsmfor.errors import DSMError
 
@@ -42,11 +42,11 @@ class WardenGone(Exception):
 class Recruit:
     """What the caller holds of a worker process: its pid, pidfd and socket."""
 
-    def __init__(self, pid: int, incarnation: int, pidfd: int, end: socket.socket) -> None:
+    def __init__(self, pid: int, incarnation: int, pidfd: int, end: int) -> None:
         self.pid = pid
         self.incarnation = incarnation  # its number in the ids of the segments that it makes
-        self.pidfd = pidfd
-        self.end = end
+        self.pidfd = lift(pidfd)
+        self.end = socket.socket(fileno=lift(end))
 
     def close(self) -> None:
         """Let go of the descriptors."""
@@ -77,7 +77,8 @@ class WardenLine:
         self.version = 0
         self.settings: dict[str, Any] = {}
         self._seen: tuple[dict[Any, Any], list[str], str] = ({}, [], "")
-        self.end, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = pair()
+        self.end = socket.socket(fileno=lift(ours.detach()))
         try:
             self.pid = _exec_warden(theirs)
         except BaseException:
@@ -85,7 +86,7 @@ class WardenLine:
             raise
         finally:
             theirs.close()
-        self.pidfd = os.pidfd_open(self.pid)
+        self.pidfd = lift(os.pidfd_open(self.pid))
         self.follow()
         self._await("ready")
 
@@ -164,7 +165,7 @@ class WardenLine:
                     os.close(pidfd)
                     self.tell("kill", [pid])
                     continue
-                recruits[rank] = Recruit(pid, incarnations[rank], pidfd, socket.socket(fileno=end))
+                recruits[rank] = Recruit(pid, incarnation, pidfd, end)
             for rank, recruit in recruits.items():
                 pages[rank] = recruit, self._hello(rank, recruit)
         except BaseException:
