@@ -88,8 +88,17 @@ def zeros(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> Array:
 def empty(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> Array:
     """A shared array whose values mean nothing yet.
 
-    Parameters, result and errors are those of `zeros`. Fresh shared memory happens to read zero,
-    so `zeros` costs no more.
+    Fresh shared memory happens to read zero, so `zeros` costs no more.
+
+    Parameters
+    ----------
+    shape, dtype, order
+        As of `zeros`.
+
+    Returns
+    -------
+    ndarray of `dtype`, shape `shape`
+        As `zeros` returns it; it raises the same errors.
 
     Examples
     --------
@@ -103,7 +112,15 @@ def empty(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> Array:
 def ones(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> Array:
     """A shared array of ones.
 
-    Parameters, result and errors are those of `zeros`.
+    Parameters
+    ----------
+    shape, dtype, order
+        As of `zeros`.
+
+    Returns
+    -------
+    ndarray of `dtype`, shape `shape`
+        As `zeros` returns it; it raises the same errors.
 
     Examples
     --------
@@ -182,7 +199,15 @@ def empty_like(
 ) -> Array:
     """A shared array like another one, whose values mean nothing yet.
 
-    Parameters, result and errors are those of `zeros_like`.
+    Parameters
+    ----------
+    a, dtype, order, shape
+        As of `zeros_like`.
+
+    Returns
+    -------
+    ndarray
+        As `zeros_like` returns it; it raises the same errors.
 
     Examples
     --------
@@ -198,7 +223,15 @@ def ones_like(
 ) -> Array:
     """A shared array of ones with the shape and dtype of another array.
 
-    Parameters, result and errors are those of `zeros_like`.
+    Parameters
+    ----------
+    a, dtype, order, shape
+        As of `zeros_like`.
+
+    Returns
+    -------
+    ndarray
+        As `zeros_like` returns it; it raises the same errors.
 
     Examples
     --------
@@ -218,7 +251,17 @@ def full_like(
 ) -> Array:
     """A shared array filled with a value, with the shape and dtype of another array.
 
-    The other parameters, result and errors are those of `zeros_like`; `fill_value` is broadcast.
+    Parameters
+    ----------
+    a, dtype, order, shape
+        As of `zeros_like`.
+    fill_value : scalar or array_like
+        The value, broadcast to the shape.
+
+    Returns
+    -------
+    ndarray
+        As `zeros_like` returns it; it raises the same errors.
 
     Examples
     --------

@@ -72,14 +72,14 @@ class Parallel(Generic[P]):
         team = current()
         core = self._core
         if self._here or not team.orphan or engine(options) == "serial":
+            size = 1
             values = self._run_here(arguments, kwargs, options)
         else:
-            values, costs = region.run(
-                core.kernel, core.sharing, arguments, kwargs, workers(options), options
-            )
+            size = workers(options)
+            values, costs = region.run(core.kernel, core.sharing, arguments, kwargs, size, options)
             core.costs = "process", *costs
         if options.reduce is not None:
-            return fold(options.reduce, values or [None])
+            return fold(options.reduce, values or [None] * size)
         return values if values and any(value is not None for value in values) else None
 
     def _run_here(

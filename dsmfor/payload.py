@@ -25,6 +25,7 @@ import builtins
 import dis
 import itertools
 import pickle
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from operator import is_
@@ -33,14 +34,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsmfor import arrays
 from dsmfor.errors import RegionError
-from dsmfor.pickling import dump, importable, load
+from dsmfor.pickling import dump, importable, load, load_classes_anew
 
 __all__ = ["MISSING", "Kernel", "Message", "Replica", "Skeleton", "global_names"]
 
 _serials = itertools.count(1)
 retired: deque[int] = deque()  # serials of skeletons that are gone, for workers to forget
 _GLOBAL_OPS = {"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"}
+_CONSTANTS = {
+    "None",
+    "True",
+    "False",
+    "Ellipsis",
+    "NotImplemented",
+    "__debug__",
+    "copyright",
+    "credits",
+    "exit",
+    "quit",
+    "license",
+    "help",
+}
 _BACKDOORS = {"globals", "exec", "eval", "vars", "__dict__", "__globals__"}
 _ATOMS = frozenset(
     (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range, np.dtype)
@@ -67,6 +83,18 @@ def global_names(code: CodeType) -> Iterator[str]:
             yield from global_names(constant)
 
 
+def reach(kernel: FunctionType, own: frozenset[str]) -> list[FunctionType]:
+    """The kernel and the functions that go with it, by value, as far as names lead to them now."""
+    found = [kernel]
+    for function in found:
+        cells = [_contents(cell) for cell in function.__closure__ or ()]
+        names = global_names(function.__code__)
+        for value in [*cells, *(function.__globals__.get(name) for name in names)]:
+            if type(value) is FunctionType and not importable(value, own) and value not in found:
+                found.append(value)
+    return found
+
+
 def _assigns_globals(code: CodeType) -> bool:
     """Whether code may change its globals, by statement or by a function that can."""
     return (
@@ -74,6 +102,11 @@ def _assigns_globals(code: CodeType) -> bool:
         or not _BACKDOORS.isdisjoint(code.co_names)
         or any(_assigns_globals(c) for c in code.co_consts if isinstance(c, CodeType))
     )
+
+
+def own_modules(kernel: FunctionType) -> frozenset[str]:
+    """The modules whose functions and classes travel with a kernel by value."""
+    return frozenset({kernel.__module__ or "__main__", "__main__"})
 
 
 class _Slot(NamedTuple):
@@ -99,13 +132,14 @@ class Skeleton:
 
     def __init__(self, kernel: FunctionType) -> None:
         self.serial = next(_serials)
-        self.own = frozenset({kernel.__module__ or "__main__", "__main__"})
+        self.own = own_modules(kernel)
         self.functions: list[FunctionType] = []
         self.codes: list[CodeType] = []
         self.namespaces: list[dict[str, Any]] = []
         self.cells: list[CellType] = []
         self._numbers: dict[int, int] = {}  # id of a function, namespace or cell -> its number
         self._globals: list[tuple[dict[str, Any], str, Any]] = []  # expected, or DATA
+        self._hidden: list[tuple[dict[str, Any], str]] = []  # globals that must stay unbound
         self._fixed: list[tuple[_Slot, Any]] = []
         self._data: list[_Slot] = []  # globals whose values travel in the environment
         self._rest: list[_Slot] = []  # cells, defaults, attributes
@@ -113,7 +147,9 @@ class Skeleton:
         for function in self.functions:  # grows while it is walked
             self._survey(function)
         self.slots = self._data + self._rest
-        self._pairs = list(zip(self.functions, self.codes, strict=True))
+        self._expected = [
+            (f, code, _adorned(f)) for f, code in zip(self.functions, self.codes, strict=True)
+        ]
         self.numbers = {id(f): n for n, f in enumerate(self.functions)}
         # With nothing to bind and no global assigned, the worker may skip binding.
         self.constant = not self.slots and not any(map(_assigns_globals, self.codes))
@@ -146,6 +182,12 @@ class Skeleton:
             if name in seen:
                 continue
             value = space.get(name, MISSING)
+            if value is MISSING and name in vars(builtins) and not _standard(name):
+                # the user put it there: data of theirs, until a global hides it
+                self._globals.append((vars(builtins), name, _DATA))
+                self._data.append(_Slot("global", owner, name))
+                self._hidden.append((space, name))
+                continue
             if self._place(_Slot("global", owner, name), value):
                 self._globals.append((space, name, value))
             else:
@@ -168,8 +210,10 @@ class Skeleton:
         if type(value) is FunctionType and not importable(value, self.own):
             self._add(value)
         elif value is not MISSING and not (
-            isinstance(value, (FunctionType, BuiltinFunctionType, ModuleType, type))
-            and (isinstance(value, ModuleType) or importable(value, self.own))
+            sys.modules.get(value.__name__) is value
+            if isinstance(value, ModuleType)
+            else isinstance(value, (FunctionType, BuiltinFunctionType, type))
+            and importable(value, self.own)
         ):
             self._data.append(slot)
             return False
@@ -205,14 +249,16 @@ class Skeleton:
 
     def values(self) -> list[Any] | None:
         """The present value of every slot, or None if the skeleton is out of date."""
-        for function, code in self._pairs:
-            if function.__code__ is not code:
+        for function, code, adorned in self._expected:
+            if function.__code__ is not code or _adorned(function) != adorned:
                 return None
+        if any(name in space for space, name in self._hidden):
+            return None
         values = []
         for space, name, expected in self._globals:
             value = space.get(name, MISSING)
             if expected is _DATA:
-                if isinstance(value, (FunctionType, ModuleType)):
+                if type(value) is FunctionType or sys.modules.get(_name_of(value)) is value:
                     return None
                 values.append(value)
             elif value is not expected:
@@ -235,6 +281,21 @@ class Skeleton:
                 yield slot.name, value
 
 
+def _adorned(function: FunctionType) -> tuple[bool, bool, bool]:
+    """Which of the attributes that become slots a function has."""
+    return (
+        function.__defaults__ is not None,
+        function.__kwdefaults__ is not None,
+        bool(function.__dict__),
+    )
+
+
+def _standard(name: str) -> bool:
+    """Whether a builtin is one that every interpreter has."""
+    value = vars(builtins)[name]
+    return name in _CONSTANTS or getattr(value, "__module__", None) == "builtins"
+
+
 class _Data:
     """Marks a global whose value travels in the environment."""
 
@@ -248,6 +309,11 @@ class _Function(NamedTuple):
     number: int
 
 
+def _name_of(value: Any) -> str:
+    """A module's name; no module's for anything else."""
+    return value.__name__ if isinstance(value, ModuleType) else ""
+
+
 def _contents(cell: CellType) -> Any:
     try:
         return cell.cell_contents
@@ -259,7 +325,7 @@ class Message(NamedTuple):
     """What a region sends to its workers."""
 
     skeleton: Skeleton
-    data: bytes  # serial of the skeleton, schedule, chunk, BLAS threads, environment or None
+    data: bytes  # serial of the skeleton, choices, staged segments, environment or None
     segments: set[int]  # that the environment names
 
 
@@ -316,7 +382,10 @@ class Kernel:
             environment, used = dump(
                 (values, args, kwargs), functions=skeleton.numbers, staged=staged, own=skeleton.own
             )
-        data = pickle.dumps((skeleton.serial, *choices, environment), pickle.HIGHEST_PROTOCOL)
+        copied = frozenset(h[0] for v in staged.values() if (h := arrays.handle(v)) is not None)
+        data = pickle.dumps(
+            (skeleton.serial, *choices, copied, environment), pickle.HIGHEST_PROTOCOL
+        )
         message = Message(skeleton, data, used)
         if alone and all(type(value) in _ATOMS for value in values):
             self._last = values, choices, message
@@ -359,7 +428,7 @@ class Replica:
         """
         if environment is None:
             return self.functions[0], (), {}
-        values, args, kwargs = load(environment, self.functions)
+        values, args, kwargs = load_classes_anew(environment, self.functions)
         for slot, value in zip(self._slots, values, strict=True):
             if slot.kind == "global":
                 if value is not MISSING:

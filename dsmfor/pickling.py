@@ -14,10 +14,13 @@ Guarantees
 
 from __future__ import annotations
 
+import functools
 import io
 import pickle
 import sys
+import os
 import threading
+from collections.abc import MutableMapping
 from importlib import import_module
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple, NoReturn
@@ -27,11 +30,17 @@ import numpy as np
 
 from dsmfor import arrays
 
-__all__ = ["Dump", "dump", "importable", "load"]
+__all__ = ["Dump", "dump", "importable", "load", "load_classes_anew"]
 
 _PROTOCOL = 5
+_CACHED = type(functools.lru_cache(len))
 # Register-by-value is a global switch of cloudpickle: one dump at a time may flip it.
 _switch = threading.Lock()
+
+# cloudpickle numbers every class that it sends by value, and knows it again by that number.
+_by_class: MutableMapping[type, str] = cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
+_by_number: MutableMapping[str, type] = cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+_received: set[str] = set()  # numbers of classes that came by value from the caller
 
 
 class Dump(NamedTuple):
@@ -39,6 +48,25 @@ class Dump(NamedTuple):
 
     data: bytes
     segments: set[int]
+
+
+def _class_by_number(value: type) -> Any:
+    """How a class that was received by value goes back: as the number that its owner gave it.
+
+    By value it would overwrite the owner's: its functions with others of the same name, its
+    attributes with those that it was sent with.
+    """
+    number = _by_class.get(value)
+    return (_known_class, (number,)) if number in _received else None
+
+
+def _known_class(number: str) -> type:
+    try:
+        return _by_number[number]
+    except KeyError:
+        raise pickle.UnpicklingError(
+            "a class of this kernel is gone from the process that defined it"
+        ) from None
 
 
 class _NeedsCloudpickle(Exception):
@@ -49,16 +77,21 @@ class _Context:
     """What the values of one dump are replaced by."""
 
     def __init__(
-        self, functions: dict[int, int], staged: dict[int, np.ndarray], own: frozenset[str]
+        self,
+        functions: dict[int, int],
+        staged: dict[int, np.ndarray],
+        own: frozenset[str],
+        copied: frozenset[int],
     ) -> None:
         self.functions = functions  # id of a function of the skeleton -> its number there
         self.staged = staged  # id of a plain array -> the shared view that stands for it
         self.own = own  # modules whose functions and classes go by value
+        self.copied = copied
         self.segments: set[int] = set()
 
     def array(self, value: np.ndarray) -> Any:
         handle = arrays.handle(self.staged.get(id(value), value))
-        if handle is None:
+        if handle is None or handle[0] in self.copied:
             return NotImplemented
         self.segments.add(handle[0])
         return arrays.rebuild, (handle,)
@@ -84,7 +117,12 @@ class _Cheap(pickle.Pickler):
             if sys.modules.get(name) is not value:
                 raise _NeedsCloudpickle
             return import_module, (name,)
-        elif not isinstance(value, type):
+        elif isinstance(value, type):
+            if _received and (reduced := _class_by_number(value)) is not None:
+                return reduced
+        elif kind is _CACHED:
+            raise _NeedsCloudpickle
+        else:
             return NotImplemented
         if not importable(value, self.context.own):
             raise _NeedsCloudpickle
@@ -105,6 +143,11 @@ class _General(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             number = self.context.functions.get(id(value))
             if number is not None:
                 return _recall, (number,)
+        elif isinstance(value, type):
+            if _received and (reduced := _class_by_number(value)) is not None:
+                return reduced
+        elif type(value) is _CACHED and not importable(value, self.context.own):
+            return _cached, (value.__wrapped__, value.cache_parameters())
         return super().reducer_override(value)
 
 
@@ -135,6 +178,7 @@ def dump(
     functions: dict[int, int] | None = None,
     staged: dict[int, np.ndarray] | None = None,
     own: frozenset[str] = frozenset(),
+    copied: frozenset[int] = frozenset(),
 ) -> Dump:
     """Pickle `value`.
 
@@ -147,6 +191,8 @@ def dump(
         Ids of plain arrays, and the shared arrays to send in their place.
     own : frozenset of str
         Names of modules whose functions and classes go by value.
+    copied : frozenset of int, optional
+        Segments whose arrays go by value: they will not last.
 
     Returns
     -------
@@ -157,7 +203,7 @@ def dump(
     Exception
         Whatever the object's own pickling raises.
     """
-    context = _Context(functions or {}, staged or {}, own)
+    context = _Context(functions or {}, staged or {}, own, copied)
     file = io.BytesIO()
     try:
         _Cheap(file, context).dump(value)
@@ -179,6 +225,11 @@ def dump(
                 for module in flipped:
                     cloudpickle.unregister_pickle_by_value(module)
     return Dump(file.getvalue(), context.segments)
+
+
+def _cached(function: Any, parameters: dict[str, Any]) -> Any:
+    """What functools.lru_cache makes of a function; the cache itself stays behind."""
+    return functools.lru_cache(**parameters)(function)
 
 
 class _Loading(threading.local):
@@ -204,6 +255,23 @@ def load(data: bytes, functions: list[FunctionType] | None = None) -> Any:
         _loading.functions = None
 
 
+def load_classes_anew(data: bytes, functions: list[FunctionType]) -> Any:
+    """`load`, in a worker, of what came from the caller.
+
+    Classes that travel by value are made anew, so that nothing is left of what an earlier kernel,
+    or an earlier state of the caller, had made of them.
+    """
+    for number in _received:
+        _by_number.pop(number, None)
+    _received.clear()
+    before = set(_by_number)
+    try:
+        return load(data, functions)
+    finally:
+        if len(_by_number) > len(before):
+            _received.update(_by_number.keys() - before)
+
+
 def _recall(number: int) -> FunctionType:
     functions = _loading.functions
     if functions is None:
@@ -213,3 +281,12 @@ def _recall(number: int) -> FunctionType:
 
 def _outside() -> NoReturn:
     raise pickle.UnpicklingError("a function of a kernel was unpickled outside its worker")
+
+
+def _own_switch() -> None:
+    """In a forked child: the thread that was dumping is not here."""
+    global _switch
+    _switch = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_own_switch)

@@ -8,6 +8,7 @@ one exception that says why there is none.
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import time
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from dsmfor.engines.crew import Ended
 from dsmfor.errors import RegionError, RegionTimeout, WorkerDied
 from dsmfor.options import Options
 from dsmfor.outcome import Failure, revive
-from dsmfor.payload import MISSING, Kernel, Skeleton, global_names
+from dsmfor.payload import MISSING, Kernel, Skeleton, global_names, own_modules, reach
 from dsmfor.staging import Stage, stageable
 
 __all__ = ["Sharing", "run"]
@@ -57,21 +58,22 @@ class Sharing:
 
     def _check_names(self, function: FunctionType, intents: dict[str, str]) -> None:
         parameters = list(self.signature.parameters)
-        captured = [*function.__code__.co_freevars]
-        named = list(dict.fromkeys(global_names(function.__code__)))
-        space = function.__globals__
-        builtin = space.get("__builtins__", {})
-        builtin = builtin if isinstance(builtin, dict) else vars(builtin)
-        captured += [name for name in named if isinstance(space.get(name), np.ndarray)]
-        unbound = [name for name in named if name not in space and name not in builtin]
-        helpers = [value for name in named if isinstance(value := space.get(name), FunctionType)]
-        reached = {name for helper in helpers for name in global_names(helper.__code__)}
+        captured: set[str] = set()
+        arrays: set[str] = set()
+        unbound = False
+        for helper in reach(function, own_modules(function)):
+            space = helper.__globals__
+            named = set(global_names(helper.__code__))
+            captured |= named | set(helper.__code__.co_freevars)
+            arrays |= {name for name in named if isinstance(space.get(name), np.ndarray)}
+            arrays |= set(helper.__code__.co_freevars)
+            unbound = unbound or any(n not in space and n not in vars(builtins) for n in named)
         for name in intents:
-            if name in parameters or name in captured or name in named or name in reached:
+            if name in parameters or name in captured:
                 continue
             if unbound:
                 continue  # a helper that is defined later may capture it: seen at the call
-            known = ", ".join(map(repr, dict.fromkeys(parameters + captured))) or "nothing"
+            known = ", ".join(map(repr, [*parameters, *sorted(arrays)])) or "nothing"
             raise ValueError(
                 f"shared names {name!r}, which is neither a parameter of "
                 f"{function.__qualname__} nor a variable that it captures; it could be {known}"

@@ -14,6 +14,7 @@ Guarantees
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple
@@ -64,6 +65,15 @@ class _Spares:
 
 
 _spares = _Spares()
+
+
+def _own_spares() -> None:
+    """In a forked child: the spare segments are the parent's, and shared with it."""
+    global _spares
+    _spares = _Spares()
+
+
+os.register_at_fork(after_in_child=_own_spares)
 
 
 def drop_spares() -> None:

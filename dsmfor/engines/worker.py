@@ -73,6 +73,7 @@ class _Order:
     replica: Replica
     settings: Settings
     blas: int | None
+    copied: frozenset[int]  # segments that the caller reuses after the call
     environment: bytes | None
 
 
@@ -278,11 +279,11 @@ class Worker:
     def read_order(self, length: int) -> _Order:
         """Unpickle a region's message."""
         message = self.read_bulk() if length == BY_LETTER else read_body(self.mailbox, length)
-        serial, schedule, chunk, blas, environment = pickle.loads(message)
+        serial, schedule, chunk, blas, copied, environment = pickle.loads(message)
         replica = self.replicas.get(serial)
         if replica is None:
             replica = self.replicas[serial] = Replica(self.skeletons[serial])
-        return _Order(replica, Settings(schedule, chunk), blas, environment)
+        return _Order(replica, Settings(schedule, chunk), blas, copied, environment)
 
     def read_bulk(self) -> bytes:
         if self.bulk is None:
@@ -302,7 +303,8 @@ class Worker:
     def pack(self, outcome: Outcome) -> bytes:
         """Pickle what the caller gets; what cannot be pickled is a failure that says so."""
         try:
-            data, used = dump(outcome)
+            assert self.order is not None
+            data, used = dump(outcome, copied=self.order.copied)
             self.broker.export(used, self.broker.exported)
             return data
         except Exception as error:
