@@ -45,8 +45,10 @@ class Options:
                 object.__setattr__(self, name, _count(name, value))
         if self.timeout is not None:
             _seconds(self.timeout)
-        if self.seed is not None and _integer("seed", self.seed) < 0:
-            raise ValueError(f"seed must not be negative, got {self.seed}")
+        if self.seed is not None:
+            object.__setattr__(self, "seed", _integer("seed", self.seed))
+            if self.seed < 0:
+                raise ValueError(f"seed must not be negative, got {self.seed}")
         if self.engine is not None:
             _check_engine(self.engine)
         reduction.check(self.reduce)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import time
 from collections.abc import Callable
 from types import FunctionType
@@ -135,7 +136,14 @@ class Parallel(Generic[P]):
             return self
         return Parallel(self._core, self._options, self._choices, (instance,), self._here)
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> Any:
+        module = sys.modules.get(self.__module__)
+        if getattr(module, self.__qualname__, None) is self:
+            return self.__qualname__  # by name, as its function would be
+        return self._travel()
+
+    def _travel(self) -> tuple[Any, ...]:
+        """How it goes to workers: by value, with its function."""
         core = self._core
         rest = (self._options, self._choices, self._bound, self._here)
         return _restore, (core.function, core.shared, *rest)

@@ -265,7 +265,7 @@ class Skeleton:
                 return None
         for slot in self._rest:
             if slot.kind != "cell":
-                values.append(getattr(self.functions[slot.owner], slot.name))
+                values.append(getattr(self.functions[slot.owner], slot.kind))
                 continue
             value = _contents(self.cells[slot.owner])
             if type(value) is FunctionType and id(value) not in self.numbers:
@@ -442,7 +442,7 @@ class Replica:
             elif slot.kind == "__dict__":
                 self.functions[slot.owner].__dict__.update(value)
             else:
-                setattr(self.functions[slot.owner], slot.name, value)
+                setattr(self.functions[slot.owner], slot.kind, value)
         return self.functions[0], args, kwargs
 
     def reset(self) -> None:
@@ -463,4 +463,4 @@ class Replica:
                 if _contents(self._cells[slot.owner]) is not MISSING:
                     del self._cells[slot.owner].cell_contents
             elif slot.kind.startswith("__") and slot.kind != "__dict__":
-                setattr(self.functions[slot.owner], slot.name, None)
+                setattr(self.functions[slot.owner], slot.kind, None)

@@ -122,6 +122,8 @@ class _Cheap(pickle.Pickler):
                 return reduced
         elif kind is _CACHED:
             raise _NeedsCloudpickle
+        elif (travel := getattr(kind, "_travel", None)) is not None:
+            return travel(value)
         else:
             return NotImplemented
         if not importable(value, self.context.own):
@@ -146,6 +148,8 @@ class _General(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         elif isinstance(value, type):
             if _received and (reduced := _class_by_number(value)) is not None:
                 return reduced
+        elif (travel := getattr(type(value), "_travel", None)) is not None:
+            return travel(value)
         elif type(value) is _CACHED and not importable(value, self.context.own):
             return _cached, (value.__wrapped__, value.cache_parameters())
         return super().reducer_override(value)

@@ -29,7 +29,7 @@ Call = Callable[..., Any]
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
 lenient = settings(
-    max_examples=40,
+    max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     derandomize=True,
@@ -200,9 +200,8 @@ def test_tiles_cover_a_shape_exactly(
     shape, tile = tuple(n for n, _ in axes), tuple(t for _, t in axes)
     covered = np.zeros(shape, int)
     for cut in together(on(tiles)(shape, tile, schedule=schedule, chunk=chunk)):
-        part = covered[cut]
-        assert all(0 < have <= most for have, most in zip(part.shape, tile, strict=True))
-        part += 1
+        assert all(0 < have <= most for have, most in zip(covered[cut].shape, tile, strict=True))
+        covered[cut] += 1
     assert (covered == 1).all()
 
 
@@ -465,7 +464,7 @@ def test_a_loop_inside_a_loops_body_is_a_plain_one(on: Call) -> None:
             assert list(dsm.prange(3, 9, 2)) == [3, 5, 7]
             assert list(dsm.prange((2, 2))) == [(0, 0), (0, 1), (1, 0), (1, 1)]
             assert list(dsm.pslices(7)) == [slice(0, 7)]
-            assert list(dsm.pslices(7, 0, -2)) == [slice(7, 0, -2)]
+            assert [np.arange(8)[s].tolist() for s in dsm.pslices(7, 0, -2)] == [[7, 5, 3, 1]]
             assert list(dsm.pslices(0)) == []
             assert list(dsm.ptiles((2, 3), 2)) == list(product([slice(0, 2)], [slice(0, 2), slice(2, 3)]))
             for j in dsm.prange(counts.shape[1]):

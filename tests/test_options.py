@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -252,10 +253,10 @@ def test_a_team_that_no_block_can_hold_is_refused_with_the_bound() -> None:
 def test_the_default_team_follows_the_affinity_of_the_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dsmfor.options._counted", (-np.inf, 1))
+    room = sys.modules["dsmfor.options"]
+    monkeypatch.setattr(room, "_counted", (-np.inf, 1))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
     assert default_workers() == 1
-    monkeypatch.setattr("dsmfor.options._counted", (-np.inf, 1))
 
 
 def system(root: Path, files: dict[str, str]) -> str:

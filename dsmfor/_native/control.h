@@ -316,16 +316,17 @@ static inline int dsm_finish(dsm_control *b, int32_t rank, uint64_t history)
 static inline int dsm_take(uint32_t *word, int32_t rank, int waited, uint32_t *seen)
 {
     uint32_t mine = (uint32_t)(rank + 1) << 2 | (waited ? 2u : 0u); /* others may still sleep */
-    uint32_t v = 0;
     for (;;) {
+        uint32_t v = 0; /* anew each time: a failed CAS leaves the owner's word in it */
         if (CAS(word, &v, mine))
             return 1;
         if (v & DSM_BROKEN)
             return -1;
         if (v == 0)
             continue;
-        if ((v & 2) || CAS(word, &v, v | 2)) {
-            *seen = v | 2;
+        uint32_t marked = v | 2;
+        if (v == marked || CAS(word, &v, marked)) {
+            *seen = marked;
             return 0;
         }
     }

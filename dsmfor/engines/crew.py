@@ -60,8 +60,16 @@ class Worker:
     recruit: Recruit
     page: Page
     skeletons: set[int] = field(default_factory=set)
-    segments: set[int] = field(default_factory=set)
+    segments: set[int] = field(default_factory=set)  # of the caller's that it maps
+    made: set[int] = field(default_factory=set)  # that it made, and the caller has now
     settings: int = 0  # version of the settings that it follows
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 class Crew:
@@ -82,6 +90,7 @@ class Crew:
         self.number = number
         self.epoch = 1
         self.at_rest = True  # no rank is in a region
+        self.lost = False  # somebody has died in this region before it had told its outcome
         self.workers: list[Worker | None] = []
         self.version = 0  # of the settings that all workers follow
         self.segments: set[int] = set()  # known to all workers
@@ -101,12 +110,16 @@ class Crew:
 
     def muster(self, size: int) -> None:
         """Have `size` living workers and a clean block, replacing whoever has died."""
-        if self.block.reason()[0]:
-            self.line.read_obituaries(block=True, pids=self.ended())
+        damaged = self.block.reason()[0] != 0
+        while True:
+            # A death is poison first, then an obituary: after the obituary no poison can follow.
+            gone = self.ended()
+            self.line.read_obituaries(gone)
             self.bury()
+            if not damaged and not gone:
+                break
+            damaged = False
             self.block.repair()
-        self.line.read_obituaries(block=True, pids=self.ended())
-        self.bury()
         wanted = [
             r
             for r in range(max(size, len(self.workers)))
@@ -143,12 +156,14 @@ class Crew:
         """Give up the workers whose death the warden has told; an error for each."""
         died = []
         for rank, worker in enumerate(self.workers):
-            if worker is None or worker.recruit.pid not in self.line.obituaries:
+            if worker is None or worker.recruit.incarnation not in self.line.obituaries:
                 continue
-            code = self.line.obituaries.pop(worker.recruit.pid)
+            code = self.line.obituaries[worker.recruit.incarnation]
             died.append(self.obituary(rank, worker.recruit.pid, code))
-            worker.recruit.close()
+            self.line.dismiss(worker.recruit)
             self.workers[rank] = None
+            if self.block.done(rank) != self.epoch or self.block.outcome(rank)[0]:
+                self.lost = True
             self.block.enlist(rank, self.epoch)
         if died:
             self.watch()
@@ -160,7 +175,7 @@ class Crew:
         if code is None:
             how = "ended for an unknown reason"
         elif code < 0:
-            how = f"was killed by {signal.Signals(-code).name}"
+            how = f"was killed by {_signal_name(-code)}"
             if -code == signal.SIGKILL:
                 how += " (memory may have run out: see the kernel's log)"
         else:
@@ -189,7 +204,7 @@ class Crew:
         self.block.watch([])
         for worker in self.workers:
             if worker:
-                worker.recruit.close()
+                self.line.dismiss(worker.recruit)
         self.workers.clear()
 
     # -- letters -------------------------------------------------------------------------------
@@ -212,11 +227,12 @@ class Crew:
             assert worker is not None
             with self.guard:
                 self.line.tell("kill", [worker.recruit.pid])
-                self.line.read_obituaries(block=True, pids=[worker.recruit.pid])
+                self.line.read_obituaries([worker.recruit.incarnation])
 
     def supply(self, size: int, message: Message) -> None:
         """Send the ranks what they lack for a message."""
-        self.line.follow()
+        with self.guard:
+            self.line.follow()
         skeleton = message.skeleton
         if (
             skeleton.serial in self.skeletons
@@ -265,9 +281,10 @@ class Crew:
         """Tell the workers that know them that segments are gone; whether any was told."""
         told = False
         for rank, worker in enumerate(self.workers):
-            if worker is not None and (known := worker.segments & freed):
+            if worker is not None and (known := (worker.segments | worker.made) & freed):
                 self.letter(rank, "free", sorted(known))
                 worker.segments -= known
+                worker.made -= known
                 told = True
         self.segments -= freed
         return told
@@ -277,6 +294,7 @@ class Crew:
     def region(self, size: int, message: Message, seed: int, timeout: float | None) -> Ended:
         """Run a region and bring the crew to rest, whatever happens."""
         self.at_rest = False
+        self.lost = False
         until = 0.0 if timeout is None else time.monotonic() + timeout
         for _ in range(_ATTEMPTS):
             if not self.launch(size, message, seed):
@@ -304,11 +322,19 @@ class Crew:
         if status == LATE:
             slow = [self.whereabouts(rank) for rank in self.running(size)]
             self.block.poison(_TIMEOUT, -1)
-        died = self.wind_up(size, at_once=status != BROKEN)
+        died = self.wind_up(size, at_once=status != BROKEN, until=until)
         reason = REASONS[self.block.reason()[0]]
-        if died and reason != "timeout":
+        if reason == "died" and not died:  # it had acknowledged before
+            with self.guard:
+                self.line.read_obituaries(self.ended())
+            died = self.bury()
+        outcomes = self.collect(size)
+        failed = any(outcome is not None and outcome.failure is not None for outcome in outcomes)
+        if reason == "died" and not failed and not self.lost:
+            reason = "none"  # the dead had ended the kernel, and so had all others
+        elif died and reason != "timeout":
             reason = "died"
-        return Ended(self.collect(size), reason, died, slow)
+        return Ended(outcomes, reason, died, slow)
 
     def launch(self, size: int, message: Message, seed: int) -> int:
         """Send a region to its ranks and wake them; not zero if the crew is broken."""
@@ -323,44 +349,58 @@ class Crew:
                 os.close(bulk)
         return self.block.launch(size, self.epoch)
 
-    def wind_up(self, size: int, *, at_once: bool) -> list[WorkerDied]:
+    def wind_up(self, size: int, *, at_once: bool, until: float = 0.0) -> list[WorkerDied]:
         """Bring a failed region to rest; the workers that died by themselves.
 
-        A second Ctrl-C ends the grace of those that still run.
+        Parameters
+        ----------
+        size : int
+        at_once : bool
+            Stop the ranks that still run, and kill those that do not stop. Otherwise they get time
+            to find out by themselves that the region has failed, as much as they want or `until`.
+        until : float, seconds of time.monotonic
+            0 for never.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            Ctrl-C, once the crew is at rest; it ends the grace of those that still run.
         """
         died: list[WorkerDied] = []
         stopped = False
-        patient = True
-        while True:
+        interrupt: KeyboardInterrupt | None = None
+        while not self.at_rest:
             try:
-                if at_once or died:
-                    if not stopped:
-                        self.stop(size)
-                        stopped = True
-                status = self.block.settle(size, self.epoch, _GRACE if patient else 0.0)
+                at_once = at_once or bool(died) or 0.0 < until <= time.monotonic()
+                if at_once and not stopped:
+                    self.stop(size)
+                    stopped = True
+                status = self.block.settle(size, self.epoch, 0.0 if interrupt else _GRACE)
                 if status == DONE:
                     self.at_rest = True
-                    return died
-                if status == DEAD:
+                elif status == DEAD:
                     with self.guard:
-                        self.line.read_obituaries(block=True, pids=self.ended())
+                        self.line.read_obituaries(self.ended())
                     died += self.bury()
                 elif not stopped:
                     self.stop(size)  # ranks that compute on although another one has failed
                     stopped = True
-                elif at_once or died or not patient:
+                elif at_once:
                     self.kill(size)
                     self.bury()
-            except KeyboardInterrupt:
-                patient = False
+            except KeyboardInterrupt as error:
+                interrupt = error
                 at_once = True
+        if interrupt is not None:
+            raise interrupt
+        return died
 
     def ended(self) -> list[int]:
-        """Pids of the workers that have ended, or `WardenGone` if they all have."""
+        """Incarnations of the workers that have ended, or `WardenGone` if they all have."""
         if self.line.gone():
             raise WardenGone
         return [
-            worker.recruit.pid
+            worker.recruit.incarnation
             for worker in self.workers
             if worker is not None and worker.recruit.ended()
         ]
@@ -384,10 +424,10 @@ class Crew:
     def kill(self, size: int) -> None:
         """End the ranks that still run."""
         running = [self.workers[rank] for rank in self.running(size)]
-        pids = [worker.recruit.pid for worker in running if worker is not None]
+        recruits = [worker.recruit for worker in running if worker is not None]
         with self.guard:
-            self.line.tell("kill", pids)
-            self.line.read_obituaries(block=True, pids=pids)
+            self.line.tell("kill", [recruit.pid for recruit in recruits])
+            self.line.read_obituaries(recruit.incarnation for recruit in recruits)
 
     def whereabouts(self, rank: int) -> str:
         """Where a rank is, in words."""
@@ -405,7 +445,7 @@ class Crew:
                 outcomes.append(None)
                 continue
             if code & ELSEWHERE:
-                fd, length = worker.recruit.receive_outcome()
+                fd, length = worker.recruit.receive_outcome(self.epoch)
                 try:
                     data = contents(fd, length)
                 finally:

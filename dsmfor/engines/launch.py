@@ -59,20 +59,25 @@ class Recruit:
         """Whether the process has ended."""
         return bool(_ready([self.pidfd], 0.0))
 
-    def receive_outcome(self) -> tuple[int, int]:
-        """Descriptor and length of an outcome that did not fit the page."""
-        letter = receive(self.end)
-        if letter is None:
-            raise DSMError(f"worker process {self.pid} announced a large result and has gone")
-        (_, length), descriptors = letter
-        return descriptors[0], length
+    def receive_outcome(self, epoch: int) -> tuple[int, int]:
+        """Descriptor and length of the outcome of region `epoch` that did not fit the page."""
+        while True:
+            letter = receive(self.end)
+            if letter is None:
+                raise DSMError(f"worker process {self.pid} announced a large result and has gone")
+            (_, found, length), descriptors = letter
+            if found == epoch:
+                return descriptors[0], length
+            for fd in descriptors:  # of a region that was interrupted before anybody asked
+                os.close(fd)
 
 
 class WardenLine:
     """A warden, and the messages to and from it. Not thread-safe; process.py guards it."""
 
     def __init__(self) -> None:
-        self.obituaries: dict[int, int] = {}  # pid of a dead worker -> exit code
+        self.living: set[int] = set()  # incarnations of the recruits that somebody holds
+        self.obituaries: dict[int, int] = {}  # incarnation of a dead one of them -> exit code
         self._incarnation = 0
         self.version = 0
         self.settings: dict[str, Any] = {}
@@ -86,9 +91,20 @@ class WardenLine:
             raise
         finally:
             theirs.close()
-        self.pidfd = lift(os.pidfd_open(self.pid))
-        self.follow()
-        self._await("ready")
+        self.pidfd = -1
+        try:
+            self.pidfd = lift(os.pidfd_open(self.pid))
+            self.follow()
+            self._await("ready")
+        except WardenGone:
+            self.stop()
+            raise DSMError(
+                f"the warden of the workers (pid {self.pid}) ended while it started; its message "
+                f"is on stderr. It runs {sys.executable!r} with this program's sys.path"
+            ) from None
+        except BaseException:
+            self.stop()
+            raise
 
     def gone(self) -> bool:
         """Whether the warden has ended."""
@@ -113,8 +129,10 @@ class WardenLine:
             message, descriptors = letter
             if message[0] != "died":
                 return message, descriptors
-            _, _, _, pid, code = message
-            self.obituaries[pid] = code
+            incarnation, code = message[1:]
+            if incarnation in self.living:
+                self.living.discard(incarnation)
+                self.obituaries[incarnation] = code
             return letter
 
     def _await(self, verb: str) -> tuple[Any, list[int]]:
@@ -134,11 +152,11 @@ class WardenLine:
                     "limit on processes (ulimit -u)"
                 )
 
-    def read_obituaries(self, *, block: bool, pids: Iterable[int] = ()) -> None:
-        """File what has come; with `block`, wait until `pids` are all among the dead."""
-        wanted = set(pids)
+    def read_obituaries(self, of: Iterable[int] = ()) -> None:
+        """File what has come, and wait for the obituaries of these incarnations."""
+        wanted = set(of)
         while True:
-            settled = not block or wanted <= self.obituaries.keys()
+            settled = wanted <= self.obituaries.keys()
             if self._next(0.0 if settled else _START) is None:
                 if settled:
                     return
@@ -166,13 +184,14 @@ class WardenLine:
                     self.tell("kill", [pid])
                     continue
                 recruits[rank] = Recruit(pid, incarnation, pidfd, end)
+                self.living.add(incarnation)
             for rank, recruit in recruits.items():
                 pages[rank] = recruit, self._hello(rank, recruit)
         except BaseException:
             with contextlib.suppress(WardenGone):
                 self.tell("kill", [recruit.pid for recruit in recruits.values()])
             for recruit in recruits.values():
-                recruit.close()
+                self.dismiss(recruit)
             raise
         return pages
 
@@ -186,6 +205,12 @@ class WardenLine:
                 "its message is on stderr"
             )
         return letter[1][0]
+
+    def dismiss(self, recruit: Recruit) -> None:
+        """Nobody holds a recruit any more; its obituary, if it comes, is nobody's."""
+        recruit.close()
+        self.living.discard(recruit.incarnation)
+        self.obituaries.pop(recruit.incarnation, None)
 
     def get(self, key: tuple[Any, ...]) -> int:
         """A descriptor that a worker left with the warden."""
@@ -219,14 +244,14 @@ class WardenLine:
         return True
 
     def close(self) -> None:
-        """Let go of our ends; a warden that lives sees it and ends with its workers."""
+        """Let go of our ends alone: in a forked child, whose parent has the warden."""
         self.end.close()
         fd, self.pidfd = self.pidfd, -1
         if fd >= 0:
             os.close(fd)
 
     def stop(self) -> None:
-        """End the warden and its workers, and wait until they are gone."""
+        """End the warden, and by that its workers, and wait until they are gone."""
         pidfd = self.pidfd
         self.end.close()
         if pidfd >= 0 and not _ready([pidfd], 5.0):
@@ -273,6 +298,8 @@ def _exec_warden(end: socket.socket) -> int:
             file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
             setsid=True,
             setsigmask=[],
+            # what the caller ignores would stay ignored: its SIGCHLD, our reaping
+            setsigdef=[signal.SIGCHLD, signal.SIGPIPE, signal.SIGTERM, signal.SIGHUP],
         )
     finally:
         os.close(pidfd)

@@ -64,8 +64,9 @@ def run(size: int, message: Message, seed: int = 0, timeout: float | None = None
     """
     if size > _MOST_RANKS:
         raise ValueError(f"a team has at most {_MOST_RANKS} workers, got workers={size}")
-    crew = _take(size)
+    crew: Crew | None = None
     try:
+        crew = _take(size)
         if retired:
             _retire()
         return crew.region(size, message, seed, timeout)
@@ -77,7 +78,8 @@ def run(size: int, message: Message, seed: int = 0, timeout: float | None = None
             "of this call are as they were before it. The next call starts a new team"
         ) from None
     finally:
-        _give_back(crew)
+        if crew is not None:
+            _give_back(crew)
 
 
 def _retire() -> None:
@@ -160,24 +162,24 @@ def _pending() -> bool:
     return _keeper is not None and bool(_keeper.freed)
 
 
-def _forget(*crews: Crew) -> None:
-    """The warden has gone, and all workers with it: forget idle crews, and `crews`.
+def _forget(lost: Crew | None = None) -> None:
+    """The warden has gone, and its workers with it: forget its idle crews, and `lost`.
 
-    Crews that other threads are using are left to them; they see the same.
+    Crews of it that other threads are using are left to them; they see the same. A warden that was
+    started since is another one.
     """
     global _line
-    for crew in [*_idle, *crews]:
-        crew.close()
-        if crew in _busy:
-            _busy.remove(crew)
-        if crew.line is _line:
-            _line = None
-        if not any(other.line is crew.line for other in _busy):
-            crew.line.close()
-    if _line is not None and not _busy:
-        _line.close()
+    line = _line if lost is None else lost.line
+    if line is None:
+        return
+    for crew in [*_idle, *_busy]:
+        if crew is lost or (crew.line is line and crew in _idle):
+            crew.close()
+            (_idle if crew in _idle else _busy).remove(crew)
+    if _line is line:
         _line = None
-    _idle.clear()
+    if not any(crew.line is line for crew in _busy):
+        line.stop()
 
 
 def _resolve(segment: int) -> tuple[int, int]:
@@ -189,7 +191,7 @@ def _resolve(segment: int) -> tuple[int, int]:
         for crew in _idle + _busy:
             for worker in crew.workers:
                 if worker is not None and worker.recruit.incarnation == segment >> 40:
-                    worker.segments.add(segment)  # it hears when the caller lets go
+                    worker.made.add(segment)  # it hears when the caller lets go
     return fd, os.fstat(fd).st_size - segments.FOOTER.size
 
 
@@ -252,7 +254,7 @@ def shutdown() -> None:
     DSMError
         A region is running in another thread.
     """
-    global _keeper
+    global _keeper, _line
     with _guard:
         if _busy:
             raise DSMError(f"{len(_busy)} regions are running in other threads; let them end first")
@@ -260,9 +262,10 @@ def shutdown() -> None:
         keeper, _keeper = _keeper, None
         for crew in _idle:
             crew.disband()
-        if _line is not None:
-            _line.stop()
-        _forget()
+        _idle.clear()
+        line, _line = _line, None
+        if line is not None:
+            line.stop()
     if keeper is not None:  # without the guard, for which its thread may be waiting
         keeper.stop()
 
@@ -280,13 +283,22 @@ def _at_exit() -> None:
 
 def _after_fork() -> None:
     """In a child of the caller: the crews are the parent's; what is called here starts others."""
-    global _guard, _owner, _keeper
+    global _guard, _owner, _keeper, _line
     _guard = threading.RLock()
     _owner = os.getpid()
     if _keeper is not None:
         _keeper.close()
     _keeper = None
-    _forget(*_busy)
+    lines = {id(crew.line): crew.line for crew in _idle + _busy}
+    if _line is not None:
+        lines[id(_line)] = _line
+    for crew in _idle + _busy:
+        crew.close()
+    for line in lines.values():
+        line.close()
+    _idle.clear()
+    _busy.clear()
+    _line = None
 
 
 atexit.register(_at_exit)

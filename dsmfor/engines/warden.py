@@ -51,6 +51,7 @@ class _Ward:
 
     crew: int
     rank: int
+    incarnation: int
     pid: int
     pidfd: int
     end: socket.socket
@@ -132,16 +133,20 @@ class Warden:
     def spawn(self, number: int, rank: int, incarnation: int, epoch: int) -> None:
         """Fork a worker for a rank of a crew, and send the caller its socket and pidfd."""
         crew = self.crews[number]
-        to_caller, callers_end = pair()
-        to_warden, wardens_end = pair()
         parent = os.getpid()
+        ends: list[socket.socket] = []
         try:
+            ends += pair()
+            ends += pair()
+            spare = os.open(os.devnull, os.O_RDONLY)  # room for the pidfd
             pid = os.fork()
         except OSError as error:
-            for end in (to_caller, callers_end, to_warden, wardens_end):
+            for end in ends:
                 end.close()
             self.tell("failed", number, rank, f"{type(error).__name__}: {error}")
             return
+        os.close(spare)
+        to_caller, callers_end, to_warden, wardens_end = ends
         if pid == 0:
             status = 1
             try:
@@ -170,7 +175,7 @@ class Warden:
         to_caller.close()
         to_warden.close()
         pidfd = os.pidfd_open(pid)
-        ward = _Ward(number, rank, pid, pidfd, wardens_end)
+        ward = _Ward(number, rank, incarnation, pid, pidfd, wardens_end)
         self.wards[pid] = ward
         self.attend(pidfd, lambda: self.bury(ward))
         self.attend(wardens_end.fileno(), lambda: self.on_worker(ward))
@@ -204,7 +209,7 @@ class Warden:
         for fd in ward.puts.values():
             os.close(fd)
         del self.wards[ward.pid]
-        self.tell("died", ward.crew, ward.rank, ward.pid, os.waitstatus_to_exitcode(status))
+        self.tell("died", ward.incarnation, os.waitstatus_to_exitcode(status))
         self.reap_orphans()
 
     def reap_orphans(self) -> None:

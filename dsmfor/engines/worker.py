@@ -206,7 +206,7 @@ class Worker:
         outcome, length = NOTHING, 0
         if result is not None:
             self.block.phase(self.rank, _PICKLING)
-            outcome, length = self.hand_over(self.pack(result))
+            outcome, length = self.hand_over(epoch, self.pack(result))
             del result
         self.member.end()
         try:
@@ -225,14 +225,14 @@ class Worker:
         while self.freed:
             self.broker.drop(self.freed.popleft())
 
-    def hand_over(self, data: bytes) -> tuple[int, int]:
+    def hand_over(self, epoch: int, data: bytes) -> tuple[int, int]:
         """Place an outcome where the caller finds it: (code, length) for the acknowledgement."""
         if len(data) <= OUTCOME:
             self.page.write(0, data)
             return BYTES, len(data)
         bulk = envelope(data)
         try:
-            send(self.caller, ("outcome", len(data)), [bulk])
+            send(self.caller, ("outcome", epoch, len(data)), [bulk])
         finally:
             os.close(bulk)
         return BYTES | ELSEWHERE, 0
