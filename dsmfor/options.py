@@ -14,10 +14,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from operator import index
-from pathlib import Path
 from typing import Any
 
-from dsmfor import reduction, schedules
+from dsmfor import limits, reduction, schedules
 from dsmfor.schedules import Schedule
 
 __all__ = ["Options", "default_workers", "options", "override"]
@@ -204,26 +203,12 @@ def cpu_quota(system: str = "/") -> int:
         The root directory under which ``proc`` and ``sys`` are found.
     """
     quota = math.inf
-    for line in _lines(Path(system, "proc/self/cgroup")):
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        base = Path(system, "sys/fs/cgroup", "" if not controllers else "cpu")
-        inner = Path(path.lstrip("/"))
-        for group in [base / inner, *(base / parent for parent in inner.parents)]:
-            words = _lines(group / "cpu.max") or [
-                " ".join(
-                    _lines(group / "cpu.cfs_quota_us")[:1] + _lines(group / "cpu.cfs_period_us")[:1]
-                )
-            ]
-            limit, _, period = words[0].partition(" ")
-            if limit.isdecimal() and period.isdecimal() and int(period):
-                quota = min(quota, int(limit) / int(period))
+    for version, group in limits.control_groups("cpu", system):
+        if version == 2:
+            limit, _, period = limits.read(system, f"{group}/cpu.max").strip().partition(" ")
+        else:
+            limit = limits.read(system, f"{group}/cpu.cfs_quota_us").strip()
+            period = limits.read(system, f"{group}/cpu.cfs_period_us").strip()
+        if limit.isdecimal() and period.isdecimal() and int(period):
+            quota = min(quota, int(limit) / int(period))
     return 1 << 30 if quota == math.inf else max(1, math.ceil(quota))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="ascii").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return []

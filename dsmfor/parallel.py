@@ -138,8 +138,9 @@ class Parallel(Generic[P]):
 
     def __reduce__(self) -> Any:
         module = sys.modules.get(self.__module__)
-        if getattr(module, self.__qualname__, None) is self:
-            return self.__qualname__  # by name, as its function would be
+        name = self._core.function.__qualname__
+        if getattr(module, name, None) is self:
+            return name  # by name, as its function would be
         return self._travel()
 
     def _travel(self) -> tuple[Any, ...]:

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import functools
 import io
+import os
 import pickle
 import sys
-import os
 import threading
 from collections.abc import MutableMapping
 from importlib import import_module
@@ -273,7 +273,7 @@ def load_classes_anew(data: bytes, functions: list[FunctionType]) -> Any:
         return load(data, functions)
     finally:
         if len(_by_number) > len(before):
-            _received.update(_by_number.keys() - before)
+            _received.update(set(_by_number) - before)
 
 
 def _recall(number: int) -> FunctionType:

@@ -192,6 +192,8 @@ def cancelled() -> Any:
     Examples
     --------
     >>> import dsmfor as dsm
+    >>> for i in dsm.prange(3):
+    ...     pass
     >>> dsm.cancelled() is None
     True
     """

@@ -28,7 +28,7 @@ cdef extern from "control.h" nogil:
         uint64_t loops
         int32_t pid
         uint32_t stopped
-        uint64_t begun
+        uint64_t through
         int32_t phase, line
         int64_t number, n, chunk
         int32_t schedule, at

@@ -75,7 +75,7 @@ typedef struct {
     int32_t pid;              /* rank: itself; names its page among the warden's descriptors */
     uint32_t stopped;         /* rank: gen | 1 while it waits at the barrier of that generation,
                                  DSM_FINISHED once it has ended the kernel, else 0 */
-    uint64_t begun;           /* rank: number of its next loop, now */
+    uint64_t through;         /* rank: number of the first loop that it has not left */
     int32_t phase DSM_LINE;   /* rank: DSM_STARTING ... */
     int32_t line;             /* rank: source line of the loop, barrier or lock it is at */
     int64_t number, n, chunk; /* rank: the loop it began last */
@@ -243,6 +243,10 @@ static inline uint64_t dsm_launch(dsm_control *b, int32_t size, uint64_t epoch)
     uint64_t reason = LOAD(&b->reason);
     if (reason)
         return reason;
+    for (int32_t r = 0; r < size; r++) { /* before anybody runs: a peer may look at once */
+        STORE(&b->ranks[r].stopped, 0);
+        STORE(&b->ranks[r].through, b->base);
+    }
     for (int32_t r = 0; r < size; r++)
         __atomic_store_n(&b->ranks[r].launch, epoch, __ATOMIC_RELEASE);
     ADD(&b->bell, 2u);
@@ -365,14 +369,14 @@ static inline uint64_t dsm_mix(uint64_t h, uint64_t v)
 
 #define DSM_FINISHED 0xffffffffu
 
-/* Whether a rank that has not begun loop `number` can do so no more, although the caller of this,
- * who has not arrived at any barrier, waits for it to leave that loop. Such a rank waits for the
- * caller: at the barrier that is filling now, or for ever, having ended the kernel. */
+/* Whether a rank that has not left loop `number` can do so no more, although the caller of this,
+ * who has not arrived at the barrier that is filling, waits for it: such a rank waits for the
+ * caller at that barrier, or has ended the kernel. */
 static inline int dsm_stuck(dsm_control *b, int32_t size, uint64_t number)
 {
     for (int32_t r = 0; r < size; r++) {
         uint32_t stopped = LOAD(&b->ranks[r].stopped);
-        if (stopped && LOAD(&b->ranks[r].begun) <= number &&
+        if (stopped && LOAD(&b->ranks[r].through) <= number &&
             (stopped == DSM_FINISHED || LOAD(&b->gen) == (stopped & ~1u)))
             return 1;
     }

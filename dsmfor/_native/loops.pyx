@@ -180,6 +180,7 @@ cdef class Loop:
         if not self.nowait:
             m.meet(1, self.line, 0.0)
         m.collect_cancel(self.number)
+        STORE64(&m.block.b.ranks[m.rank].through, self.number + 1)
         dsm_leave(m.block.b, <uint32_t>self.number, m.size, self.plan.kind == DSM_AUTO)
         m.block.b.ranks[m.rank].phase = DSM_COMPUTING
         return 0
@@ -192,6 +193,7 @@ cdef class Loop:
         if m.block.pid != getpid() and not m.block.private:
             return  # a forked child has no part in the team
         if m.orphan:
+            STORE64(&m.block.b.ranks[m.rank].through, self.number + 1)
             dsm_leave(m.block.b, <uint32_t>self.number, m.size, self.plan.kind == DSM_AUTO)
             return
         m.left_early(

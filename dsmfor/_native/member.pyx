@@ -102,8 +102,6 @@ cdef class Member:
         self.fault = self.last = self.value = None
         if self.locks:
             self.locks.clear()
-        self.block.b.ranks[self.rank].stopped = 0
-        self.block.b.ranks[self.rank].begun = self.loops
         self.held = 0
         self.place(DSM_COMPUTING, AT_NOTHING, 0)
 
@@ -351,7 +349,6 @@ cdef class Member:
         cdef uint32_t now
         self.check(f"the loop of line {line}")
         self.loops += 1
-        STORE64(&self.block.b.ranks[self.rank].begun, self.loops)
         self.history = dsm_mix(self.history, digest)
         while True:
             now = LOAD(&s.seq)
@@ -362,7 +359,7 @@ cdef class Member:
             self.block.b.ranks[self.rank].phase = DSM_AT_SLOT
             if number >= DSM_RING and dsm_stuck(self.block.b, self.size, number - DSM_RING):
                 dsm_poison(self.block.b, DSM_DIVERGED, self.rank)
-                self.clashed(f"the loop of line {line}, {DSM_RING} loops ahead of another rank,")
+                self.clashed(f"the loop of line {line}, {DSM_RING} loops ahead of a rank that will not follow")
             STORE(&s.sleepers, 1)
             now = LOAD(&s.seq)
             if now != mine and not now & DSM_BROKEN:

@@ -11,12 +11,14 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 from dsmfor import segments
 from dsmfor._native.block import Block, Page
 from dsmfor.engines.channel import contents, envelope, receive, send
 from dsmfor.errors import DSMError
+from dsmfor.outcome import Stop
 from dsmfor.pickling import dump, load
 
 __all__ = [
@@ -101,16 +103,22 @@ class Broker:
         self._put: set[int] = set()  # segments of ours that the warden holds
         self.exported: dict[int, Any] = {}  # roots that results name, until the caller lets go
         self.lent: dict[int, Any] = {}  # roots that peers were told of, until the region is over
+        self._lent_keys: set[tuple[Any, ...]] = set()  # large values, likewise
+        self.talking = False  # between a question to the warden and its answer
+        self.stopped = False  # a stop signal came meanwhile
+
+    @property
+    def lending(self) -> bool:
+        """Whether something is kept that only this region's peers need."""
+        return bool(self.lent or self._lent_keys)
 
     def put(self, key: tuple[Any, ...], fd: int) -> None:
         """Leave a descriptor under `key`; when this returns, everybody can get it."""
-        send(self._end, ("put", key), [fd])
-        self._answer()
+        self._ask("put", key, [fd])
 
     def get(self, key: tuple[Any, ...]) -> int:
         """A descriptor that someone left under `key`."""
-        send(self._end, ("get", key))
-        descriptors = self._answer()
+        descriptors = self._ask("get", key)
         if not descriptors:
             raise DSMError(f"no worker has left {key} with the warden; its owner has gone")
         return descriptors[0]
@@ -121,11 +129,34 @@ class Broker:
             self._put.discard(segment)
             send(self._end, ("drop", ("segment", segment)))
 
-    def _answer(self) -> list[int]:
-        letter = receive(self._end)
-        if letter is None:
-            os._exit(1)  # the warden has gone, and we go with it
+    def _ask(self, verb: str, key: tuple[Any, ...], fds: Sequence[int] = ()) -> list[int]:
+        """Question and answer; a stop signal in between is heard after it, not inside."""
+        self.talking = True
+        try:
+            send(self._end, (verb, key), fds)
+            letter = receive(self._end)
+            if letter is None:
+                os._exit(1)  # the warden has gone, and we go with it
+        finally:
+            self.talking = False
+        if self.stopped:
+            self.stopped = False
+            for fd in letter[1]:
+                os.close(fd)
+            raise Stop("the region was stopped")
         return letter[1]
+
+    def lend(self, key: tuple[Any, ...], fd: int) -> None:
+        """`put`, until the region is over."""
+        self.put(key, fd)
+        self._lent_keys.add(key)
+
+    def take_back(self) -> None:
+        """The region is over, or another begins: nobody asks for what peers were lent."""
+        self.lent.clear()
+        for key in self._lent_keys:
+            send(self._end, ("drop", key))
+        self._lent_keys.clear()
 
     def export(self, used: set[int], keep: dict[int, Any]) -> None:
         """Let everybody get those segments among `used` that this worker made; `keep` them."""
@@ -161,7 +192,7 @@ class Areas:
             return
         bulk = envelope(data)
         try:
-            self._broker.put(("area", os.getpid(), area), bulk)
+            self._broker.lend(("area", os.getpid(), area), bulk)
         finally:
             os.close(bulk)
         self._page.write(offset, _LENGTH.pack(ELSEWHERE))

@@ -95,6 +95,9 @@ class Warden:
         for ward in self.wards.values():
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(ward.pid, 0)
+        self.wards.clear()
+        while self.reap_orphans():  # one that ends hands its own children over
+            pass
         os._exit(0)
 
     # -- the caller ----------------------------------------------------------------------------
@@ -212,19 +215,20 @@ class Warden:
         self.tell("died", ward.incarnation, os.waitstatus_to_exitcode(status))
         self.reap_orphans()
 
-    def reap_orphans(self) -> None:
-        """What workers left behind came to us, their subreaper; it ends with them."""
+    def reap_orphans(self) -> int:
+        """End what dead workers left behind, which came to us, their subreaper; how many."""
         try:
             with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
                 children = [int(pid) for pid in file.read().split()]
         except OSError:
-            return
-        for pid in children:
-            if pid not in self.wards:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, 0)
+            return 0
+        orphans = [pid for pid in children if pid not in self.wards]
+        for pid in orphans:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+        return len(orphans)
 
     def on_worker(self, ward: _Ward) -> None:
         """A worker puts a descriptor here for others, gets one, or drops its own."""

@@ -126,7 +126,9 @@ class Worker:
         self.page.release()
 
     def on_stop(self, _signum: int, _frame: object) -> None:
-        if self.running:
+        if self.running and self.broker.talking:
+            self.broker.stopped = True
+        elif self.running:
             self.running = False
             raise Stop(f"the region was stopped in rank {self.rank}")
 
@@ -138,8 +140,8 @@ class Worker:
             if epoch:
                 self.run(epoch)
                 self.last = epoch
-            elif not letters and self.broker.lent and self.block.region_over():
-                self.broker.lent.clear()
+            elif not letters and self.broker.lending and self.block.region_over():
+                self.broker.take_back()
                 self.drop_freed()
 
     # -- letters -------------------------------------------------------------------------------
@@ -243,9 +245,10 @@ class Worker:
         block, member = self.block, self.member
         size = block.region_size()
         member.begin(epoch, size)
-        if self.broker.exported or self.broker.lent:
+        if self.broker.exported:
             self.broker.exported.clear()
-            self.broker.lent.clear()
+        if self.broker.lending:
+            self.broker.take_back()
         try:
             block.phase(self.rank, _UNPICKLING)
             length, edition, seed = read_head(self.mailbox, epoch)
@@ -263,6 +266,7 @@ class Worker:
             self.running = True
             try:
                 value = kernel(*args, **kwargs)
+                self.running = False
             finally:
                 self.running = False
                 enter(None)
