@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -43,9 +43,10 @@ def crowd(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture
-def team(crowd: int) -> Call:
-    """Puts a kernel on a team of several ranks, for what takes two."""
-    return lambda kernel: kernel.using(engine="process", workers=crowd)
+def team(crowd: int) -> Iterator[Call]:
+    """Puts a kernel on a team of several ranks, for what takes two; the team outlives it."""
+    yield lambda kernel: kernel.using(engine="process", workers=crowd)
+    assert roll_call.using(engine="process", workers=crowd)() == [(r, crowd) for r in range(crowd)]
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -60,15 +61,6 @@ def until(condition: Callable[[], object]) -> None:
 @dsm.parallel(timeout=DEADLINE)
 def roll_call() -> tuple[int, int]:
     return dsm.rank(), dsm.size()
-
-
-@pytest.fixture(autouse=True)
-def the_team_lives_on(request: pytest.FixtureRequest) -> Any:
-    """After every wrong program the next region is a whole one."""
-    yield
-    if "crowd" in request.fixturenames:
-        n = request.getfixturevalue("crowd")
-        assert roll_call.using(engine="process", workers=n)() == [(r, n) for r in range(n)]
 
 
 # -- rank, size ---------------------------------------------------------------------------------
@@ -163,7 +155,7 @@ def test_a_barrier_that_waits_too_long_says_who_did_not_come(team: Call, crowd: 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "x", [1]])
 def test_a_barriers_timeout_must_be_positive(timeout: Any) -> None:
-    with pytest.raises((ValueError, TypeError), match=r"timeout.*positive.*got"):
+    with pytest.raises((ValueError, TypeError), match=r"timeout must be .*got"):
         dsm.barrier(timeout)
 
 
@@ -329,9 +321,7 @@ def test_a_lock_that_is_kept_excludes_like_a_new_one(on: Call) -> None:
 
     count = dsm.zeros(1, int)
     on(kernel)(count)
-    assert count[0] == 500 * (1 if "serial" in repr(on) else count[0] // 500)
-    assert count[0] % 500 == 0
-    assert count[0] > 0
+    assert count[0] == 500 * len(on(roll_call)())
 
 
 def test_blocks_of_different_names_do_not_exclude_each_other(team: Call, crowd: int) -> None:
@@ -358,8 +348,7 @@ def test_locks_of_different_names_nest(on: Call) -> None:
 
     count = dsm.zeros(1, int)
     on(kernel)(count)
-    assert count[0] % 100 == 0
-    assert count[0] > 0
+    assert count[0] == 100 * len(on(roll_call)())
 
 
 def test_the_waiter_gets_the_lock_when_it_is_given_up(team: Call, crowd: int) -> None:
@@ -422,8 +411,8 @@ def test_a_rank_that_would_wait_for_itself_is_told(on: Call, name: str | None) -
     shown = r"critical\('x'\)" if name else r"critical\((None)?\)"
     with pytest.raises(dsm.RegionError, match=rf"holds {shown} already.* another name"):
         on(kernel)()
-    on(kernel)  # and the lock is free in the next region
-    assert on(roll_call)()
+    with pytest.raises(dsm.RegionError, match="holds"):  # the next region starts with it free
+        on(kernel)()
 
 
 @pytest.mark.parametrize("what", ["barrier", "single", "loop"])
@@ -516,8 +505,8 @@ def test_an_exception_elsewhere_releases_who_waits_for_a_lock(team: Call, crowd:
     broken = dsm.zeros(crowd)
     with pytest.raises(ArithmeticError, match="lock held"):
         team(kernel)(dsm.zeros(crowd), broken)
-    # Its owner gives the lock up on the way out, so the first waiter may get it before the poison.
-    assert broken.sum() in (crowd - 2, crowd - 1) or crowd > 2
+    # Its owner gives the lock up on the way out: who gets it before the poison is not broken.
+    assert broken[0] == 0
     count = dsm.zeros(1, int)
     team(again)(count)
     assert count[0] == crowd

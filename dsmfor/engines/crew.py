@@ -1,8 +1,9 @@
 """A crew: the workers of a team, and one region on them from launch to rest.
 
 The caller's side of PROTOCOL.md, sections 3 and 6, for one crew, which is used by one thread at a
-time. Which crew serves which call is process.py's; the line to the warden, through which workers
-are forked, killed and mourned, is launch.py's.
+time. What workers are sent besides a region is letters.py's; which crew serves which call is
+process.py's; the line to the warden, through which workers are forked, killed and mourned, is
+launch.py's.
 
 Guarantees
 ----------
@@ -17,14 +18,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from dsmfor import segments
 from dsmfor._native.block import BROKEN, DEAD, DONE, LATE, REASONS, Block, Page
-from dsmfor.engines.channel import MOST_DESCRIPTORS, contents, envelope, send
-from dsmfor.engines.launch import Recruit, WardenGone, WardenLine
+from dsmfor.engines.channel import contents, envelope
+from dsmfor.engines.launch import WardenGone, WardenLine
+from dsmfor.engines.letters import Letters, Worker
 from dsmfor.engines.pages import PAGE, Mailbox
 from dsmfor.engines.worker import ELSEWHERE, STOP_SIGNAL
 from dsmfor.errors import WorkerDied
@@ -51,18 +50,6 @@ class Ended(NamedTuple):
 
 
 _NOTHING = Ended([], "none", [], [])
-
-
-@dataclass(slots=True)
-class Worker:
-    """What the caller holds of a living worker."""
-
-    recruit: Recruit
-    page: Page
-    skeletons: set[int] = field(default_factory=set)
-    segments: set[int] = field(default_factory=set)  # of the caller's that it maps
-    made: set[int] = field(default_factory=set)  # that it made, and the caller has now
-    settings: int = 0  # version of the settings that it follows
 
 
 def _signal_name(number: int) -> str:
@@ -92,14 +79,11 @@ class Crew:
         self.at_rest = True  # no rank is in a region
         self.lost = False  # somebody has died in this region before it had told its outcome
         self.workers: list[Worker | None] = []
-        self.version = 0  # of the settings that all workers follow
-        self.segments: set[int] = set()  # known to all workers
-        self.skeletons: set[int] = set()
-        self.retired: set[int] = set()  # skeletons for all to forget
         fd = Block.descriptor()
         try:
             self.block = Block(fd)
             self.block.repair()
+            self.letters = Letters(self.block, self.workers, line, guard)
             self.mailbox = Mailbox()
             line.tell("crew", number, fds=[fd, self.mailbox.page.fd])
             self.mailbox.page.release()
@@ -137,8 +121,7 @@ class Crew:
             while len(self.workers) <= rank:
                 self.workers.append(None)
             self.workers[rank] = worker
-        self.segments.clear()
-        self.skeletons.clear()
+        self.letters.newcomers()
         self.mailbox.forget()
         cores = len(os.sched_getaffinity(0))
         self.block.linger(_LINGER if len(self.workers) <= cores else 0)
@@ -146,7 +129,7 @@ class Crew:
 
     def ready(self) -> bool:
         """Whether nobody of the crew is known to have failed."""
-        return not self.block.reason()[0] and None not in self.workers
+        return not self.block.reason()[0] and None not in self.workers and not self.letters.spoilt
 
     def watch(self) -> None:
         """Have waits of the caller look at the warden and every worker."""
@@ -207,88 +190,6 @@ class Crew:
                 self.line.dismiss(worker.recruit)
         self.workers.clear()
 
-    # -- letters -------------------------------------------------------------------------------
-
-    def letter(self, rank: int, verb: str, body: object, fds: Iterable[int] = ()) -> None:
-        """Send a letter to a rank; it reads it when the bell rings."""
-        worker = self.workers[rank]
-        assert worker is not None
-        if self.block.unread(rank) >= 32:
-            self.await_read(rank)
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # found by its pidfd
-            send(worker.recruit.end, (verb, body), list(fds))
-            self.block.mailed(rank, 1)
-
-    def await_read(self, rank: int) -> None:
-        """Have an idle worker read what was sent; one that does not is no worker any more."""
-        self.block.ring()
-        if self.block.await_read(rank, 10.0) == LATE:
-            worker = self.workers[rank]
-            assert worker is not None
-            with self.guard:
-                self.line.tell("kill", [worker.recruit.pid])
-                self.line.read_obituaries([worker.recruit.incarnation])
-
-    def supply(self, size: int, message: Message) -> None:
-        """Send the ranks what they lack for a message."""
-        with self.guard:
-            self.line.follow()
-        skeleton = message.skeleton
-        if (
-            skeleton.serial in self.skeletons
-            and message.segments <= self.segments
-            and self.version == self.line.version
-            and not self.retired
-        ):
-            return
-        for rank, worker in enumerate(self.workers):
-            if worker is None:
-                continue
-            if worker.settings != self.line.version:
-                self.letter(rank, "settings", self.line.settings)
-                worker.settings = self.line.version
-            if retired := self.retired & worker.skeletons:
-                self.letter(rank, "forget", sorted(retired))
-                worker.skeletons -= retired
-            if rank >= size:
-                continue
-            if skeleton.serial not in worker.skeletons:
-                self.letter(rank, "skeleton", (skeleton.serial, skeleton.data))
-                worker.skeletons.add(skeleton.serial)
-            self.introduce(rank, worker, sorted(message.segments - worker.segments))
-        self.version = self.line.version
-        self.skeletons -= self.retired
-        self.retired.clear()
-        if size >= len(self.workers):
-            self.skeletons.add(skeleton.serial)
-            self.segments |= message.segments
-
-    def introduce(self, rank: int, worker: Worker, new: list[int]) -> None:
-        """Give a worker the descriptors of segments that it does not know."""
-        for start in range(0, len(new), MOST_DESCRIPTORS):
-            batch = new[start : start + MOST_DESCRIPTORS]
-            self.letter(
-                rank,
-                "segments",
-                [(segment, segments.size(segment)) for segment in batch],
-                [segments.descriptor(segment) for segment in batch],
-            )
-            if start + MOST_DESCRIPTORS < len(new):
-                self.await_read(rank)
-        worker.segments.update(new)
-
-    def let_go(self, freed: set[int]) -> bool:
-        """Tell the workers that know them that segments are gone; whether any was told."""
-        told = False
-        for rank, worker in enumerate(self.workers):
-            if worker is not None and (known := (worker.segments | worker.made) & freed):
-                self.letter(rank, "free", sorted(known))
-                worker.segments -= known
-                worker.made -= known
-                told = True
-        self.segments -= freed
-        return told
-
     # -- a region ------------------------------------------------------------------------------
 
     def region(self, size: int, message: Message, seed: int, timeout: float | None) -> Ended:
@@ -338,13 +239,13 @@ class Crew:
 
     def launch(self, size: int, message: Message, seed: int) -> int:
         """Send a region to its ranks and wake them; not zero if the crew is broken."""
-        self.supply(size, message)
+        self.letters.supply(size, message)
         self.epoch += 1
         if not self.mailbox.post(self.epoch, seed, message.data):
             bulk = envelope(message.data)
             try:
                 for rank in range(size):
-                    self.letter(rank, "message", None, [bulk])
+                    self.letters.send(rank, "message", None, [bulk])
             finally:
                 os.close(bulk)
         return self.block.launch(size, self.epoch)

@@ -89,7 +89,7 @@ def _retire() -> None:
         while retired:
             gone.add(retired.popleft())
         for crew in _idle + _busy:
-            crew.retired |= gone
+            crew.letters.retired |= gone
 
 
 def _take(size: int) -> Crew:
@@ -112,6 +112,9 @@ def _prepare(size: int) -> Crew:
     assert _line is not None
     if _pending():
         _spread()
+    for crew in [crew for crew in _idle if crew.letters.spoilt]:
+        _idle.remove(crew)
+        crew.disband()
     fitting = sorted(_idle, key=lambda c: (len(c.workers) < size, abs(len(c.workers) - size)))
     crew = fitting[0] if fitting else Crew(_line, _guard, next(_numbers))
     if crew in _idle:
@@ -225,7 +228,7 @@ def _spread() -> list[Crew]:
         freed.add(_keeper.freed.popleft())
     told: list[Crew] = []
     for crew in _idle:
-        if crew.let_go(freed):
+        if crew.letters.let_go(freed):
             crew.block.ring()
             told.append(crew)
     for crew in _busy:
