@@ -1,4 +1,6 @@
-"""What crosses to a worker: the kernel and its environment. What comes back is outcome.py's.
+"""What crosses to a worker: a kernel and its environment.
+
+The worker's side is replica.py, what comes back is outcome.py.
 
 A kernel is split in two. The *skeleton* is what rarely changes: the code of the kernel and of
 every function of its own module that it uses, the modules and importable functions that they name,
@@ -27,7 +29,7 @@ import itertools
 import pickle
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from operator import is_
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
@@ -36,9 +38,22 @@ import numpy as np
 
 from dsmfor import arrays
 from dsmfor.errors import RegionError
-from dsmfor.pickling import dump, importable, load, load_classes_anew
+from dsmfor.pickling import dump, importable
 
-__all__ = ["MISSING", "Kernel", "Message", "Replica", "Skeleton", "global_names"]
+__all__ = [
+    "MISSING",
+    "Design",
+    "FunctionNumber",
+    "Kernel",
+    "Message",
+    "Skeleton",
+    "assigns_globals",
+    "contents",
+    "global_names",
+    "own_modules",
+    "reach",
+    "retired",
+]
 
 _serials = itertools.count(1)
 retired: deque[int] = deque()  # serials of skeletons that are gone, for workers to forget
@@ -87,7 +102,7 @@ def reach(kernel: FunctionType, own: frozenset[str]) -> list[FunctionType]:
     """The kernel and the functions that go with it, by value, as far as names lead to them now."""
     found = [kernel]
     for function in found:
-        cells = [_contents(cell) for cell in function.__closure__ or ()]
+        cells = [contents(cell) for cell in function.__closure__ or ()]
         names = global_names(function.__code__)
         for value in [*cells, *(function.__globals__.get(name) for name in names)]:
             if type(value) is FunctionType and not importable(value, own) and value not in found:
@@ -95,12 +110,12 @@ def reach(kernel: FunctionType, own: frozenset[str]) -> list[FunctionType]:
     return found
 
 
-def _assigns_globals(code: CodeType) -> bool:
+def assigns_globals(code: CodeType) -> bool:
     """Whether code may change its globals, by statement or by a function that can."""
     return (
         any(i.opname in ("STORE_GLOBAL", "DELETE_GLOBAL") for i in dis.get_instructions(code))
         or not _BACKDOORS.isdisjoint(code.co_names)
-        or any(_assigns_globals(c) for c in code.co_consts if isinstance(c, CodeType))
+        or any(assigns_globals(c) for c in code.co_consts if isinstance(c, CodeType))
     )
 
 
@@ -117,7 +132,7 @@ class _Slot(NamedTuple):
     name: str
 
 
-class _Design(NamedTuple):
+class Design(NamedTuple):
     """The skeleton as it travels."""
 
     namespaces: list[dict[str, Any]]
@@ -152,7 +167,7 @@ class Skeleton:
         ]
         self.numbers = {id(f): n for n, f in enumerate(self.functions)}
         # With nothing to bind and no global assigned, the worker may skip binding.
-        self.constant = not self.slots and not any(map(_assigns_globals, self.codes))
+        self.constant = not self.slots and not any(map(assigns_globals, self.codes))
         self.data = self._pickle()
 
     def __del__(self) -> None:
@@ -181,23 +196,19 @@ class Skeleton:
         for name in dict.fromkeys(global_names(function.__code__)):
             if name in seen:
                 continue
-            value = space.get(name, MISSING)
-            if value is MISSING and name in vars(builtins) and not _standard(name):
-                # the user put it there: data of theirs, until a global hides it
-                self._globals.append((vars(builtins), name, _DATA))
-                self._data.append(_Slot("global", owner, name))
+            source = space
+            if name not in space and name in vars(builtins) and not _standard(name):
+                source = vars(builtins)  # the user put it there, and no global hides it
                 self._hidden.append((space, name))
-                continue
-            if self._place(_Slot("global", owner, name), value):
-                self._globals.append((space, name, value))
-            else:
-                self._globals.append((space, name, _DATA))
+            value = source.get(name, MISSING)
+            fixed = self._place(_Slot("global", owner, name), value)
+            self._globals.append((source, name, value if fixed else _DATA))
         for name, cell in zip(
             function.__code__.co_freevars, function.__closure__ or (), strict=True
         ):
             owner, new = self._number(cell, self.cells)
             if new:
-                value = _contents(cell)
+                value = contents(cell)
                 if type(value) is FunctionType and not importable(value, self.own):
                     self._add(value)
                 self._rest.append(_Slot("cell", owner, name))
@@ -221,7 +232,7 @@ class Skeleton:
         return True
 
     def _pickle(self) -> bytes:
-        design = _Design(
+        design = Design(
             [
                 {k: space[k] for k in ("__name__", "__file__", "__package__") if k in space}
                 for space in self.namespaces
@@ -240,7 +251,10 @@ class Skeleton:
                 for f in self.functions
             ],
             [
-                (slot, _Function(self.numbers[id(value)]) if id(value) in self.numbers else value)
+                (
+                    slot,
+                    FunctionNumber(self.numbers[id(value)]) if id(value) in self.numbers else value,
+                )
                 for slot, value in self._fixed
             ],
             self.slots,
@@ -267,7 +281,7 @@ class Skeleton:
             if slot.kind != "cell":
                 values.append(getattr(self.functions[slot.owner], slot.kind))
                 continue
-            value = _contents(self.cells[slot.owner])
+            value = contents(self.cells[slot.owner])
             if type(value) is FunctionType and id(value) not in self.numbers:
                 if not importable(value, self.own):
                     return None
@@ -303,7 +317,7 @@ class _Data:
 _DATA = _Data()
 
 
-class _Function(NamedTuple):
+class FunctionNumber(NamedTuple):
     """In a skeleton: the function of that number."""
 
     number: int
@@ -314,7 +328,7 @@ def _name_of(value: Any) -> str:
     return value.__name__ if isinstance(value, ModuleType) else ""
 
 
-def _contents(cell: CellType) -> Any:
+def contents(cell: CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:  # an empty cell
@@ -390,77 +404,3 @@ class Kernel:
         if alone and all(type(value) in _ATOMS for value in values):
             self._last = values, choices, message
         return message
-
-
-class Replica:
-    """A skeleton in a worker: functions of its own that are bound anew for every run."""
-
-    def __init__(self, data: bytes) -> None:
-        design = _Design(*load(data))
-        self._spaces = [{"__builtins__": builtins.__dict__} for _ in design.namespaces]
-        self._templates: list[dict[str, Any]] = [
-            {"__builtins__": builtins.__dict__, **space} for space in design.namespaces
-        ]
-        self._pairs = list(zip(self._spaces, self._templates, strict=True))
-        self._assigns = any(_assigns_globals(code) for code, *_ in design.functions)
-        self._cells = [CellType() for _ in range(design.cells)]
-        self._slots = design.slots
-        self.functions = []
-        for code, space, name, qualname, cells in design.functions:
-            closure = None if cells is None else tuple(self._cells[c] for c in cells)
-            function = FunctionType(code, self._spaces[space], name, None, closure)
-            function.__qualname__ = qualname
-            function.__module__ = self._templates[space].get("__name__", "__main__")
-            self.functions.append(function)
-        for slot, value in design.fixed:
-            if isinstance(value, _Function):
-                value = self.functions[value.number]
-            if value is not MISSING:
-                self._templates[slot.owner][slot.name] = value
-        self.empty()
-
-    def bind(
-        self, environment: bytes | None
-    ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-        """Fill every slot; the kernel and the arguments to call it with.
-
-        Without an environment there are neither slots nor arguments.
-        """
-        if environment is None:
-            return self.functions[0], (), {}
-        values, args, kwargs = load_classes_anew(environment, self.functions)
-        for slot, value in zip(self._slots, values, strict=True):
-            if slot.kind == "global":
-                if value is not MISSING:
-                    self._spaces[slot.owner][slot.name] = value
-            elif slot.kind == "cell":
-                cell = self._cells[slot.owner]
-                if value is not MISSING:
-                    cell.cell_contents = value
-                elif _contents(cell) is not MISSING:
-                    del cell.cell_contents
-            elif slot.kind == "__dict__":
-                self.functions[slot.owner].__dict__.update(value)
-            else:
-                setattr(self.functions[slot.owner], slot.kind, value)
-        return self.functions[0], args, kwargs
-
-    def reset(self) -> None:
-        """The globals as they are before binding."""
-        for space, template in self._pairs:
-            if self._assigns or len(space) != len(template):
-                space.clear()
-                space.update(template)
-
-    def empty(self) -> None:
-        """Let go of everything that the last run was bound to, or has bound."""
-        for function in self.functions:
-            if function.__dict__:
-                function.__dict__.clear()
-        self.reset()
-        for slot in self._slots:
-            if slot.kind == "cell":
-                if _contents(self._cells[slot.owner]) is not MISSING:
-                    del self._cells[slot.owner].cell_contents
-            elif slot.kind.startswith("__") and slot.kind != "__dict__":
-                setattr(self.functions[slot.owner], slot.kind, None)

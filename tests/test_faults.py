@@ -480,7 +480,7 @@ def test_one_raises_and_the_others_are_released(place):
         if dsm.rank() == 1:
             if place == "waiting for a lock":
                 with dsm.critical():
-                    flags[0] = 1
+                    flags[1] = 1
                     await_flag(go)
                     raise LookupError("mine")
             await_flag(go)
@@ -489,9 +489,10 @@ def test_one_raises_and_the_others_are_released(place):
         if place == "at a barrier":
             dsm.barrier()
         elif place == "waiting for a lock":
-            await_flag(flags)
+            await_flag(flags, 1)
             with dsm.critical():
-                dsm.barrier()
+                pass
+            dsm.barrier()
         elif place == "in a loop":
             for _ in dsm.prange(10**9, schedule="dynamic"):
                 pass
@@ -821,19 +822,22 @@ def test_ctrl_c_once_ends_a_deaf_kernel_after_the_grace():
         assert program.end() == ""
 
 
+INTERRUPTER = """
+import os, random, signal, sys, time
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+rng = random.Random(3)
+for _ in range(200):
+    time.sleep(rng.random() * 0.02)
+    os.kill(int(sys.argv[1]), signal.SIGINT)
+"""
+
+
 def test_ctrl_c_at_random_moments_of_small_regions():
     """Two hundred interrupts; no crew is lost, no descriptor, no worker; every call is right."""
     body = """
-    import random
     roll_call()
     before = len(os.listdir("/proc/self/fd"))
-    child = subprocess.Popen([sys.executable, "-c", f'''
-    import os, random, signal, time
-    rng = random.Random(3)
-    for _ in range(200):
-        time.sleep(rng.random() * 0.02)
-        os.kill({os.getpid()}, signal.SIGINT)
-    '''.replace("\\n    ", "\\n")], start_new_session=True)
+    child = subprocess.Popen([sys.executable, "-c", sys.argv[1], str(os.getpid())])
     caught = 0
     while child.poll() is None:
         try:
@@ -847,13 +851,13 @@ def test_ctrl_c_at_random_moments_of_small_regions():
     children = open(f"/proc/{process._line.pid}/task/{process._line.pid}/children").read().split()
     tell(ranks=ranks, busy=len(process._busy), unknown=len(children) - len(known),
          many=len(known) > 6, lost=len(os.listdir("/proc/self/fd")) > before + 3 * len(known) + 8,
-         caught=caught > 50)
+         caught=caught)
     process.shutdown()
     """
-    with Program(body) as program:
-        assert program.hear() == {
-            "ranks": [0, 1], "busy": 0, "unknown": 0, "many": False, "lost": False, "caught": True,
-        }
+    with Program(body, INTERRUPTER) as program:
+        facts = program.hear()
+        assert facts.pop("caught") > 20
+        assert facts == {"ranks": [0, 1], "busy": 0, "unknown": 0, "many": False, "lost": False}
         assert program.end() == ""
 
 

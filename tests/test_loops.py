@@ -25,6 +25,8 @@ SCHEDULES = ["static", "static,3", "random", "random,4", "dynamic", "dynamic,5",
              "guided,3", "auto"]  # fmt: skip
 CLAIMED = ["dynamic", "guided,2", "auto"]  # whose chunks go to whoever is free
 
+TEAMS = [("serial", "1"), *(("process", workers) for workers in "1235")]
+
 Call = Callable[..., Any]
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES)
@@ -46,16 +48,11 @@ def ranges(draw: st.DrawFn, low: int = -60, high: int = 60) -> range:
     return range(draw(st.integers(low, high)), draw(st.integers(low, high)), step)
 
 
-@pytest.fixture(params=[1, 2, 3, 5], ids="{}w".format)
-def workers(request: pytest.FixtureRequest) -> int:
-    """Size of the team; the serial engine has a team of one whatever is asked."""
-    return int(request.param)
-
-
-@pytest.fixture
-def on(engine: str, workers: int) -> Call:
-    """Puts a kernel on an engine and a team size."""
-    return lambda kernel: kernel.using(engine=engine, workers=workers)
+@pytest.fixture(params=TEAMS, ids="-".join)
+def on(request: pytest.FixtureRequest) -> Call:
+    """Puts a kernel on an engine and a team size: a test that takes it holds on all of them."""
+    engine, workers = request.param
+    return lambda kernel: kernel.using(engine=engine, workers=int(workers))
 
 
 @pytest.fixture(params=[2, 5], ids="{}w".format)
@@ -112,10 +109,9 @@ def test_a_team_visits_every_index_of_a_range_once(
     assert sorted(together(shares)) == sorted(whole)
 
 
-@every_schedule
-@pytest.mark.parametrize("n", [0, 1, 2, 7, 1000])
-def test_every_schedule_deals_every_index_once(on: Call, schedule: str, n: int) -> None:
-    assert sorted(together(on(indices)(n, schedule=schedule))) == list(range(n))
+def test_every_schedule_deals_every_index_once(on: Call) -> None:
+    for schedule, n in product(SCHEDULES, [0, 1, 2, 7, 1000]):
+        assert sorted(together(on(indices)(n, schedule=schedule))) == list(range(n)), (schedule, n)
 
 
 @lenient
@@ -227,10 +223,10 @@ def test_split_is_the_share_that_prange_visits(
     assert all(share.dtype == np.int64 for share in found)
 
 
-@pytest.mark.parametrize("schedule", CLAIMED)
-def test_split_refuses_schedules_without_fixed_shares(on: Call, schedule: str) -> None:
-    with pytest.raises(ValueError, match=r"known beforehand.*got .*prange or pslices"):
-        on(shares)(10, schedule)
+def test_split_refuses_schedules_without_fixed_shares(on: Call) -> None:
+    for schedule in CLAIMED:
+        with pytest.raises(ValueError, match=r"known beforehand.*got .*prange or pslices"):
+            on(shares)(10, schedule)
 
 
 # -- Which schedule holds -----------------------------------------------------------------------
@@ -339,10 +335,9 @@ def test_a_random_loop_over_a_billion_starts_at_once_in_flat_memory(on: Call) ->
 # -- The barrier at a loop's end, and nowait ----------------------------------------------------
 
 
-@every_schedule
-def test_what_a_loop_wrote_is_seen_after_it(on: Call, schedule: str) -> None:
+def test_what_a_loop_wrote_is_seen_after_it(on: Call) -> None:
     @dsm.parallel(timeout=DEADLINE)
-    def kernel(a: Any, b: Any) -> bool:
+    def kernel(a: Any, b: Any, schedule: str) -> bool:
         ok = True
         for k in range(1, 20):
             for i in dsm.prange(len(a), schedule=schedule):
@@ -352,7 +347,8 @@ def test_what_a_loop_wrote_is_seen_after_it(on: Call, schedule: str) -> None:
                 b[i] = a[-1 - i]
         return ok and bool((b == 19).all())
 
-    assert all(on(kernel)(dsm.zeros(64), dsm.zeros(64)))
+    for schedule in SCHEDULES:
+        assert all(on(kernel)(dsm.zeros(64), dsm.zeros(64), schedule)), schedule
 
 
 def test_nobody_passes_a_loop_before_the_slowest(team: Call) -> None:
@@ -411,18 +407,18 @@ def test_a_rank_eight_nowait_loops_ahead_waits_for_the_slowest(team: Call, sched
     assert (counts == 1).all()
 
 
-@every_schedule
-def test_many_nowait_loops_lose_nothing(on: Call, schedule: str) -> None:
+def test_many_nowait_loops_lose_nothing(on: Call) -> None:
     @dsm.parallel(timeout=DEADLINE)
-    def kernel(counts: Any) -> None:
+    def kernel(counts: Any, schedule: str) -> None:
         for row in counts:
             for i in dsm.prange(len(row), schedule=schedule, nowait=True):
                 row[i] += 1
 
-    counts = dsm.zeros((100, 13), int)
-    on(kernel)(counts)
-    on(kernel)(counts)
-    assert (counts == 2).all()
+    for schedule in SCHEDULES:
+        counts = dsm.zeros((100, 13), int)
+        on(kernel)(counts, schedule)
+        on(kernel)(counts, schedule)
+        assert (counts == 2).all(), schedule
 
 
 def test_schedules_and_barriers_mix_in_any_order(on: Call) -> None:
@@ -466,7 +462,9 @@ def test_a_loop_inside_a_loops_body_is_a_plain_one(on: Call) -> None:
             assert list(dsm.pslices(7)) == [slice(0, 7)]
             assert [np.arange(8)[s].tolist() for s in dsm.pslices(7, 0, -2)] == [[7, 5, 3, 1]]
             assert list(dsm.pslices(0)) == []
-            assert list(dsm.ptiles((2, 3), 2)) == list(product([slice(0, 2)], [slice(0, 2), slice(2, 3)]))
+            assert list(dsm.ptiles((2, 3), 2)) == list(
+                product([slice(0, 2)], [slice(0, 2), slice(2, 3)])
+            )
             for j in dsm.prange(counts.shape[1]):
                 if j == 2:
                     break  # plain: may be left
@@ -869,13 +867,11 @@ def test_divergence_of_loops_tells_both_lengths_and_schedules(team: Call) -> Non
 # -- cancel -------------------------------------------------------------------------------------
 
 
-@every_schedule
-@pytest.mark.parametrize("nowait", [False, True], ids=["wait", "nowait"])
-def test_cancel_ends_the_loop_for_the_whole_team(on: Call, schedule: str, nowait: bool) -> None:
+def test_cancel_ends_the_loop_for_the_whole_team(on: Call) -> None:
     """Every rank would loop for hours if one of them missed it."""
 
     @dsm.parallel(timeout=DEADLINE)
-    def kernel() -> tuple[bool, Any]:
+    def kernel(schedule: str, nowait: bool) -> tuple[bool, Any]:
         for _ in dsm.prange(10**12, schedule=schedule, nowait=nowait):
             if dsm.rank() == dsm.size() - 1:
                 dsm.cancel("done")
@@ -884,7 +880,8 @@ def test_cancel_ends_the_loop_for_the_whole_team(on: Call, schedule: str, nowait
             assert dsm.cancelled() is None
         return value == "done", dsm.cancelled()
 
-    assert set(on(kernel)()) == {(True, None)}
+    for schedule, nowait in product(SCHEDULES, [False, True]):
+        assert set(on(kernel)(schedule, nowait)) == {(True, None)}, (schedule, nowait)
 
 
 def test_cancel_ends_slices_tiles_and_shapes_too(on: Call) -> None:
@@ -919,16 +916,16 @@ def test_after_cancel_its_own_rank_stops_at_the_next_iteration(on: Call) -> None
     assert max(on(kernel)()) == 1
 
 
-@pytest.mark.parametrize("size", [100, 9 << 10, 3 << 20], ids=["small", "9K", "3M"])
-def test_the_value_of_cancel_may_be_large(on: Call, size: int) -> None:
+def test_the_value_of_cancel_may_be_large(on: Call) -> None:
     @dsm.parallel(timeout=DEADLINE)
-    def kernel() -> int:
+    def kernel(size: int) -> int:
         for _ in dsm.prange(10**12):
             if dsm.rank() == 0:
                 dsm.cancel(bytes(size))
         return len(dsm.cancelled())
 
-    assert set(on(kernel)()) == {size}
+    for size in (100, 9 << 10, 3 << 20):
+        assert set(on(kernel)(size)) == {size}
 
 
 def test_the_first_to_cancel_is_heard_by_all(on: Call) -> None:

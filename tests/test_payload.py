@@ -76,7 +76,7 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
             "x = 3",
             "x = lambda: 7",
             "import cmath as x",
-            "class x: pass",
+            "class x:\n    def __new__(cls): return 'new'",
             "x = len\ndef helper(): return x('abc')",
             "x = [1]\ndef helper(): return x",
             "x = None",
@@ -153,11 +153,11 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
         ["helper.__kwdefaults__ = {'a': 3}", "helper.__kwdefaults__ = None"],
     ),
     "attributes": (
-        "def helper(): return helper.__dict__\nhelper.a = 1",
+        "def helper(): return dict(helper.__dict__)\nhelper.a = 1",
         ["helper.a = 2", "helper.b = 3", "del helper.a", "del helper.b", "helper.c = [4]"],
     ),
     "attributes that were not there": (
-        "def helper(): return helper.__dict__",
+        "def helper(): return dict(helper.__dict__)",
         ["helper.a = 1", "helper.a = 2", "del helper.a"],
     ),
     "a function as an attribute": (
@@ -209,7 +209,7 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
         ["x = 2", "def f(): return 'f'", "x = 3"],
     ),
     "an instance": (
-        "class C: pass\nc = C()\nc.x = 1\ndef helper(): return vars(c)",
+        "class C: pass\nc = C()\nc.x = 1\ndef helper(): return dict(vars(c))",
         ["c.x = 2", "c.y = [3]", "del c.x"],
     ),
     "a base class": (
@@ -252,8 +252,8 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
         ["c.n = 2", "helper = C(3).m", "C.m = lambda self: 4\nhelper = c.m"],
     ),
     "another kernel": (
-        "@dsm.parallel\ndef other(): return dsm.size(), 1\ndef helper(): return other()",
-        ["@dsm.parallel\ndef other(): return 2", "def other(): return 3"],
+        "@dsm.parallel\ndef other(): return 1\ndef helper(): return other.serial()",
+        ["@dsm.parallel\ndef other(): return 2", "def other(): return 3\nother.serial = other"],
     ),
     "an enumeration": (
         "import enum\nclass E(enum.Enum): A = 1\ndef helper(): return E.A.value, len(E)",
@@ -862,6 +862,14 @@ def test_a_result_that_lies_in_a_plain_array_does_not_change_later(part: str) ->
     for _ in range(3):
         program["kernel"](np.full(6, 77.0))
     np.testing.assert_equal(results, [expected] * 2)
+
+
+def test_a_result_that_is_a_function_sees_what_it_looks_up(engine: str) -> None:
+    program = Program("x = 5\ndef f(): return x\nimport functools\n@dsm.parallel(workers=2)\ndef kernel():"
+                      "\n    y = 3\n    return lambda: (x, f(), y), functools.partial(f)")
+    for closure, partial in program["kernel"].using(engine=engine)():
+        assert closure() == (5, 5, 3)
+        assert partial() == 5
 
 
 def test_an_array_made_once_for_all_comes_back_shared() -> None:

@@ -21,19 +21,16 @@ import dsmfor as dsm
 DEADLINE = 20.0  # seconds for whatever must not hang
 SOON = 5.0  # the same, where a hang is what is looked for
 
+TEAMS = [("serial", "1"), *(("process", workers) for workers in "1235")]
+
 Call = Callable[..., Any]
 
 
-@pytest.fixture(params=[1, 2, 3, 5], ids="{}w".format)
-def workers(request: pytest.FixtureRequest) -> int:
-    """Size of the team; the serial engine has a team of one whatever is asked."""
-    return int(request.param)
-
-
-@pytest.fixture
-def on(engine: str, workers: int) -> Call:
-    """Puts a kernel on an engine and a team size."""
-    return lambda kernel: kernel.using(engine=engine, workers=workers)
+@pytest.fixture(params=TEAMS, ids="-".join)
+def on(request: pytest.FixtureRequest) -> Call:
+    """Puts a kernel on an engine and a team size: a test that takes it holds on all of them."""
+    engine, workers = request.param
+    return lambda kernel: kernel.using(engine=engine, workers=int(workers))
 
 
 @pytest.fixture(params=[2, 5], ids="{}w".format)
@@ -66,9 +63,10 @@ def roll_call() -> tuple[int, int]:
 # -- rank, size ---------------------------------------------------------------------------------
 
 
-def test_ranks_count_from_0_to_size(on: Call, engine: str, workers: int) -> None:
-    n = 1 if engine == "serial" else workers
-    assert on(roll_call)() == [(r, n) for r in range(n)]
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 9])
+def test_ranks_count_from_0_to_size(n: int) -> None:
+    assert roll_call.using(workers=n)() == [(r, n) for r in range(n)]
+    assert roll_call.using(workers=n, engine="serial")() == [(0, 1)]
 
 
 def test_outside_a_region_there_is_a_team_of_one() -> None:
@@ -572,22 +570,21 @@ def test_none_is_a_value(on: Call) -> None:
     assert all(values == [None, 1, None] for values in on(kernel)())
 
 
-@pytest.mark.parametrize("size", [0, 8 << 10, (8 << 10) - 60, 1 << 17, 3 << 20])
-def test_the_value_may_be_large(on: Call, size: int) -> None:
+def test_the_value_may_be_large(on: Call) -> None:
     @dsm.parallel(timeout=DEADLINE)
-    def kernel() -> bool:
+    def kernel(size: int) -> bool:
         value = dsm.single(lambda: np.arange(size, dtype=np.uint8))
         return bool((value == np.arange(size, dtype=np.uint8)).all()) and len(value) == size
 
-    assert all(on(kernel)())
+    for size in (0, 8 << 10, (8 << 10) - 60, 1 << 17, 3 << 20):
+        assert all(on(kernel)(size)), size
 
 
-@pytest.mark.parametrize("large", [False, True])
-def test_many_values_in_a_row_arrive_in_order(on: Call, large: bool) -> None:
+def test_many_values_in_a_row_arrive_in_order(on: Call) -> None:
     """Half of them alternate with the other half in the same two areas of a page."""
 
     @dsm.parallel(timeout=DEADLINE)
-    def kernel() -> bool:
+    def kernel(large: bool) -> bool:
         weight = 10_000 if large else 1
         ok = True
         for k in range(60):
@@ -595,33 +592,37 @@ def test_many_values_in_a_row_arrive_in_order(on: Call, large: bool) -> None:
             ok &= value == (k, bytes([k]) * weight)
         return ok
 
-    assert all(on(kernel)())
+    assert all(on(kernel)(False))
+    assert all(on(kernel)(True))
 
 
-def test_a_slow_reader_gets_its_own_value(team: Call, crowd: int) -> None:
-    """While one rank still unpickles value k, rank 0 has made value k + 1 and waits with k + 2."""
+class Slow:
+    """A value that rank 1 takes its time to unpickle: until rank 0 has made the next one."""
+
+    def __init__(self, k: int, made: Any) -> None:
+        self.k = k
+        self.made = made
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if dsm.rank() == 1:
+            until(lambda: self.made[0] >= min(self.k + 1, 9))
+            for _ in range(20):
+                os.sched_yield()
+
+
+def test_a_slow_reader_gets_its_own_value(team: Call) -> None:
+    """While rank 1 unpickles value k, rank 0 has made value k + 1: it lies in the other area."""
 
     @dsm.parallel(timeout=DEADLINE)
-    def kernel(made: Any, slow: Any) -> list[int]:
-        class Slow:
-            def __init__(self, k: int) -> None:
-                self.k = k
-
-            def __setstate__(self, state: dict[str, int]) -> None:
-                if dsm.rank() == 1:
-                    slow[0] = state["k"]
-                    until(lambda: made[0] >= min(state["k"] + 1, 9))
-                    for _ in range(20):
-                        os.sched_yield()
-                self.__dict__.update(state)
-
+    def kernel(made: Any) -> list[int]:
         def make(k: int) -> Slow:
             made[0] = k
-            return Slow(k)
+            return Slow(k, made)
 
         return [dsm.single(make, k).k for k in range(10)]
 
-    assert all(ks == list(range(10)) for ks in team(kernel)(dsm.zeros(1, int), dsm.zeros(1, int)))
+    assert all(ks == list(range(10)) for ks in team(kernel)(dsm.zeros(1, int)))
 
 
 def test_an_exception_in_single_is_the_kernels(on: Call) -> None:
@@ -687,7 +688,11 @@ def test_collectives_inside_singles_function_are_refused(team: Call, what: str) 
 
     @dsm.parallel(timeout=SOON)
     def kernel() -> Any:
-        inner = {"single": lambda: dsm.single(int), "barrier": dsm.barrier, "loop": lambda: list(dsm.prange(3))}[what]
+        inner = {
+            "single": lambda: dsm.single(int),
+            "barrier": dsm.barrier,
+            "loop": lambda: list(dsm.prange(3)),
+        }[what]
         return [dsm.single(lambda: (inner(), k)) for k in range(3)]  # noqa: B023
 
     with pytest.raises(dsm.RegionError):

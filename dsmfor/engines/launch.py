@@ -13,7 +13,7 @@ import select
 import signal
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +135,8 @@ class WardenLine:
                 self.obituaries[incarnation] = code
             return letter
 
-    def _await(self, verb: str) -> tuple[Any, list[int]]:
+    def _await(self, verb: str, of: Collection[int] = ()) -> tuple[Any, list[int]]:
+        """The next answer of that kind; the failure to fork one `of` these incarnations raises."""
         while True:
             letter = self._next(_START)
             if letter is None:
@@ -145,11 +146,11 @@ class WardenLine:
                 )
             if letter[0][0] == verb:
                 return letter
-            if letter[0][0] == "failed":
+            if letter[0][0] == "failed" and letter[0][1] in of:
                 _, _, rank, error = letter[0]
                 raise DSMError(
                     f"worker {rank} could not be started: {error}; lower workers= or raise the "
-                    "limit on processes (ulimit -u)"
+                    "limits on processes (ulimit -u) and open files (ulimit -n)"
                 )
 
     def read_obituaries(self, of: Iterable[int] = ()) -> None:
@@ -177,7 +178,9 @@ class WardenLine:
         pages: dict[int, tuple[Recruit, int]] = {}
         try:
             while len(recruits) < len(ranks):
-                (_, _, rank, incarnation, pid), (end, pidfd) = self._await("spawned")
+                (_, _, rank, incarnation, pid), (end, pidfd) = self._await(
+                    "spawned", incarnations.values()
+                )
                 if incarnations.get(rank) != incarnation:  # of a call that was interrupted
                     os.close(end)
                     os.close(pidfd)
@@ -192,6 +195,8 @@ class WardenLine:
                 self.tell("kill", [recruit.pid for recruit in recruits.values()])
             for recruit in recruits.values():
                 self.dismiss(recruit)
+            for _, page in pages.values():
+                os.close(page)
             raise
         return pages
 

@@ -146,7 +146,7 @@ class Warden:
         except OSError as error:
             for end in ends:
                 end.close()
-            self.tell("failed", number, rank, f"{type(error).__name__}: {error}")
+            self.tell("failed", incarnation, rank, f"{type(error).__name__}: {error}")
             return
         os.close(spare)
         to_caller, callers_end, to_warden, wardens_end = ends

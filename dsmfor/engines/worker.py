@@ -28,8 +28,8 @@ from dsmfor.engines.pages import ELSEWHERE as BY_LETTER
 from dsmfor.engines.pages import MAILBOX, OUTCOME, PAGE, Areas, Broker, read_body, read_head
 from dsmfor.errors import DSMError
 from dsmfor.outcome import Outcome, Stop, describe_failure
-from dsmfor.payload import Replica
 from dsmfor.pickling import dump
+from dsmfor.replica import Replica
 from dsmfor.team import Settings, enter
 
 __all__ = ["BLAS_VARIABLES", "STOP_SIGNAL", "Post", "main"]
@@ -122,7 +122,10 @@ class Worker:
         self.apply(post.settings)
         self.block.sign(self.rank, os.getpid())
         self.broker.put(("page", os.getpid()), self.page.fd)
-        send(self.caller, ("hello", os.getpid()), [self.page.fd])
+        try:
+            send(self.caller, ("hello", os.getpid()), [self.page.fd])
+        except BrokenPipeError:  # the caller has changed its mind
+            os._exit(0)
         self.page.release()
 
     def on_stop(self, _signum: int, _frame: object) -> None:
@@ -158,6 +161,8 @@ class Worker:
             for segment in body:
                 self.mapped.pop(segment, None)
                 self.broker.exported.pop(segment, None)
+            if any(segments.root(segment) is not None for segment in body):
+                gc.collect()  # held by a cycle, or by the user's own globals
             self.drop_freed()
         elif verb == "forget":
             for serial in body:
@@ -210,6 +215,8 @@ class Worker:
             self.block.phase(self.rank, _PICKLING)
             outcome, length = self.hand_over(epoch, self.pack(result))
             del result
+        if self.order is not None:  # after packing: what a result refers to is bound until then
+            self.order.replica.empty()
         self.member.end()
         try:
             sys.stdout.flush()
@@ -277,8 +284,6 @@ class Worker:
             return Outcome(failure=describe_failure(error, self.note(size)))
         finally:
             del kernel, args, kwargs, value
-            if order is not None:
-                order.replica.empty()
 
     def read_order(self, length: int) -> _Order:
         """Unpickle a region's message."""
