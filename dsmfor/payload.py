@@ -221,10 +221,9 @@ class Skeleton:
         if type(value) is FunctionType and not importable(value, self.own):
             self._add(value)
         elif value is not MISSING and not (
-            sys.modules.get(value.__name__) is value
-            if isinstance(value, ModuleType)
-            else isinstance(value, (FunctionType, BuiltinFunctionType, type))
-            and importable(value, self.own)
+            _importable_module(value)
+            or (isinstance(value, (FunctionType, BuiltinFunctionType, type))
+            and importable(value, self.own))
         ):
             self._data.append(slot)
             return False
@@ -272,7 +271,7 @@ class Skeleton:
         for space, name, expected in self._globals:
             value = space.get(name, MISSING)
             if expected is _DATA:
-                if type(value) is FunctionType or sys.modules.get(_name_of(value)) is value:
+                if type(value) is FunctionType or _importable_module(value):
                     return None
                 values.append(value)
             elif value is not expected:
@@ -323,12 +322,12 @@ class FunctionNumber(NamedTuple):
     number: int
 
 
-def _name_of(value: Any) -> str:
-    """A module's name; no module's for anything else."""
-    return value.__name__ if isinstance(value, ModuleType) else ""
+def _importable_module(value: Any) -> bool:
+    return isinstance(value, ModuleType) and sys.modules.get(value.__name__) is value
 
 
 def contents(cell: CellType) -> Any:
+    """What a closure cell holds, or `MISSING`."""
     try:
         return cell.cell_contents
     except ValueError:  # an empty cell

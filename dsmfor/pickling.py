@@ -215,12 +215,9 @@ def dump(
         context.segments.clear()
         file = io.BytesIO()
         with _switch:
-            flipped = [
-                module
-                for name in own
-                if (module := sys.modules.get(name)) is not None
-                and name not in cloudpickle.list_registry_pickle_by_value()
-            ]
+            registered = cloudpickle.list_registry_pickle_by_value()
+            found = {module.__name__: module for name in own if (module := sys.modules.get(name))}
+            flipped = [module for name, module in found.items() if name not in registered]
             for module in flipped:
                 cloudpickle.register_pickle_by_value(module)
             try:

@@ -46,18 +46,18 @@ class Sharing:
     """
 
     def __init__(self, function: FunctionType, shared: Any) -> None:
-        self.signature = inspect.signature(function)
         code = function.__code__
+        self.function = function
         self.positional = code.co_varnames[: code.co_argcount]
-        self.plain_signature = not code.co_kwonlyargcount and not code.co_flags & (
-            inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
-        )
+        self.parameters = list(inspect.signature(function).parameters)
+        at = code.co_argcount + code.co_kwonlyargcount
+        self.variadic = code.co_varnames[at] if code.co_flags & inspect.CO_VARARGS else ""
         self.intents = _intents(shared)
         if self.intents is not None:
             self._check_names(function, self.intents)
 
     def _check_names(self, function: FunctionType, intents: dict[str, str]) -> None:
-        parameters = list(self.signature.parameters)
+        parameters = self.parameters
         captured: set[str] = set()
         arrays: set[str] = set()
         unbound = False
@@ -80,12 +80,22 @@ class Sharing:
             )
 
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments by parameter; a call that does not fit raises here, in the caller."""
-        if not kwargs and self.plain_signature and len(args) == len(self.positional):
-            return dict(zip(self.positional, args, strict=True))
-        bound = self.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        return bound.arguments
+        """The arguments by parameter, those of ``*args`` by position.
+
+        A call that does not fit is not refused here: the kernel does it, in Python's own words.
+        """
+        function = self.function
+        arguments: dict[str, Any] = dict(zip(self.positional, args))  # noqa: B905  # may not fit
+        for n, value in enumerate(args[len(self.positional) :]):
+            arguments[f"{self.variadic}[{n}]"] = value
+        arguments |= kwargs
+        if defaults := function.__defaults__:
+            for name, value in zip(self.positional[-len(defaults) :], defaults, strict=False):
+                arguments.setdefault(name, value)
+        if function.__kwdefaults__:
+            for name, value in function.__kwdefaults__.items():
+                arguments.setdefault(name, value)
+        return arguments
 
     def plain_arrays(
         self,
@@ -108,10 +118,10 @@ class Sharing:
                 if intents is None:
                     yield value, "inout" if value.flags.writeable else "in"
                 else:
-                    yield value, _intent(name, value, intents.get(name, "in"))
+                    yield value, _intent(name, value, intents.get(name.partition("[")[0], "in"))
             elif intents is not None and name in intents:
                 _check_shareable(name, value)
-        names = set(arguments)
+        names = {*arguments, *self.parameters}
         for name, value in skeleton.captured(values):
             wanted = intents is not None and name in intents and name not in arguments
             names.add(name)
@@ -252,10 +262,15 @@ def run(
     if ended.reason == "none" and not ended.outcomes:
         return [], (size, seconds, *copied)
     result = _values(ended, size, kernel.function.__qualname__, options.timeout)
+    if isinstance(result, BaseException):
+        try:
+            raise result
+        finally:  # the traceback holds this frame, which must not hold the exception
+            del result, ended
     return result, (size, seconds, *copied)
 
 
-def _values(ended: Ended, size: int, name: str, timeout: float | None) -> list[Any]:
+def _values(ended: Ended, size: int, name: str, timeout: float | None) -> list[Any] | BaseException:
     """The values of a region, or the error that it ended with."""
     failures = [
         (rank, outcome.failure)
@@ -285,7 +300,7 @@ def _values(ended: Ended, size: int, name: str, timeout: float | None) -> list[A
         error = RegionError(
             f"{name} failed ({ended.reason}): " + "; ".join(f.text for _, f in failures)
         )
-    raise error
+    return error
 
 
 def _ours(failure: Failure, ended: Ended) -> bool:

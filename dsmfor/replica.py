@@ -102,3 +102,10 @@ class Replica:
         for cell in self._cells:
             if contents(cell) is not MISSING:
                 del cell.cell_contents
+
+    def dissolve(self) -> None:
+        """Fall apart: functions and their globals refer to each other."""
+        for space, template in self._pairs:
+            space.clear()
+            template.clear()
+        self.functions.clear()

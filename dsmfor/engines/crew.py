@@ -18,6 +18,7 @@ import os
 import signal
 import threading
 import time
+from collections import deque
 from typing import NamedTuple
 
 from dsmfor._native.block import BROKEN, DEAD, DONE, LATE, REASONS, Block, Page
@@ -30,7 +31,9 @@ from dsmfor.errors import WorkerDied
 from dsmfor.outcome import Outcome, open_outcome
 from dsmfor.payload import Message
 
-__all__ = ["Crew", "Ended"]
+__all__ = ["Crew", "Ended", "lost"]
+
+lost: deque[tuple[WardenLine, int]] = deque()  # crews to be disbanded by whoever has the guard
 
 _GRACE = 1.0  # seconds that a stopped rank has to acknowledge before it is killed
 _ATTEMPTS = 3  # to launch a region whose crew breaks before it starts
@@ -76,6 +79,7 @@ class Crew:
         self.guard = guard
         self.number = number
         self.epoch = 1
+        self.closed = True  # until it has a block and a mailbox
         self.at_rest = True  # no rank is in a region
         self.lost = False  # somebody has died in this region before it had told its outcome
         self.workers: list[Worker | None] = []
@@ -87,6 +91,7 @@ class Crew:
             self.mailbox = Mailbox()
             line.tell("crew", number, fds=[fd, self.mailbox.page.fd])
             self.mailbox.page.release()
+            self.closed = False
         finally:
             os.close(fd)
 
@@ -104,22 +109,29 @@ class Crew:
                 break
             damaged = False
             self.block.repair()
-        wanted = [
-            r
-            for r in range(max(size, len(self.workers)))
-            if r >= len(self.workers) or self.workers[r] is None
-        ]
-        if not wanted:
-            return
-        for rank in wanted:
+        for _ in range(_ATTEMPTS):
+            crowd = max(size, len(self.workers))
+            self.workers += [None] * (crowd - len(self.workers))
+            wanted = [rank for rank in range(crowd) if self.workers[rank] is None]
+            if not wanted:
+                break
+            self.recruit(wanted)
+        else:
+            raise WorkerDied(
+                f"workers for ranks {wanted} ended {_ATTEMPTS} times while they started; something "
+                "ends them: see stderr and the kernel's log",
+                rank=wanted[0],
+            )
+
+    def recruit(self, ranks: list[int]) -> None:
+        """Fork workers for these ranks; some may not live to take their place."""
+        for rank in ranks:
             self.block.enlist(rank, self.epoch)
-        recruits = self.line.spawn(self.number, wanted, self.epoch)
+        recruits = self.line.spawn(self.number, ranks, self.epoch)
         for rank, (recruit, page_fd) in recruits.items():
             worker = Worker(recruit, Page(PAGE, page_fd))
             os.close(page_fd)
             worker.settings = self.line.version
-            while len(self.workers) <= rank:
-                self.workers.append(None)
             self.workers[rank] = worker
         self.letters.newcomers()
         self.mailbox.forget()
@@ -176,19 +188,24 @@ class Crew:
 
     def disband(self) -> None:
         """End every worker; the warden reaps them."""
-        pids = [worker.recruit.pid for worker in self.workers if worker]
         self.close()
         with contextlib.suppress(WardenGone):
-            self.line.tell("kill", pids)
             self.line.tell("disband", self.number)
 
     def close(self) -> None:
         """Let go of the workers' descriptors."""
+        self.closed = True
         self.block.watch([])
         for worker in self.workers:
             if worker:
                 self.line.dismiss(worker.recruit)
         self.workers.clear()
+
+    def __del__(self) -> None:
+        """Nobody holds the crew: a Ctrl-C struck between taking it and giving it back."""
+        if not self.closed:
+            self.close()
+            lost.append((self.line, self.number))
 
     # -- a region ------------------------------------------------------------------------------
 

@@ -158,7 +158,11 @@ class WardenLine:
         wanted = set(of)
         while True:
             settled = wanted <= self.obituaries.keys()
-            if self._next(0.0 if settled else _START) is None:
+            letter = self._next(0.0 if settled else _START)
+            if letter is not None:
+                for fd in letter[1]:  # an answer to a question that was interrupted
+                    os.close(fd)
+            else:
                 if settled:
                     return
                 raise DSMError(
@@ -167,7 +171,10 @@ class WardenLine:
                 )
 
     def spawn(self, crew: int, ranks: Sequence[int], epoch: int) -> dict[int, tuple[Recruit, int]]:
-        """Fork workers for ranks of a crew: by rank, the recruit and its page's descriptor."""
+        """Fork workers for ranks of a crew: by rank, the recruit and its page's descriptor.
+
+        A worker that ended before it was ready is left out.
+        """
         self.follow()
         incarnations = {}
         for rank in ranks:
@@ -189,7 +196,11 @@ class WardenLine:
                 recruits[rank] = Recruit(pid, incarnation, pidfd, end)
                 self.living.add(incarnation)
             for rank, recruit in recruits.items():
-                pages[rank] = recruit, self._hello(rank, recruit)
+                page = self._hello(recruit)
+                if page is None:
+                    self.dismiss(recruit)
+                else:
+                    pages[rank] = recruit, page
         except BaseException:
             with contextlib.suppress(WardenGone):
                 self.tell("kill", [recruit.pid for recruit in recruits.values()])
@@ -200,16 +211,11 @@ class WardenLine:
             raise
         return pages
 
-    def _hello(self, rank: int, recruit: Recruit) -> int:
+    def _hello(self, recruit: Recruit) -> int | None:
         """Wait for a new worker's first words; the descriptor of its page."""
         ready = _ready([recruit.end.fileno(), recruit.pidfd], _START)
         letter = receive(recruit.end) if recruit.end.fileno() in ready else None
-        if letter is None:
-            raise DSMError(
-                f"worker {rank} (pid {recruit.pid}) ended while it started; "
-                "its message is on stderr"
-            )
-        return letter[1][0]
+        return None if letter is None else letter[1][0]
 
     def dismiss(self, recruit: Recruit) -> None:
         """Nobody holds a recruit any more; its obituary, if it comes, is nobody's."""

@@ -18,9 +18,10 @@ import atexit
 import contextlib
 import os
 import threading
+import weakref
 
 from dsmfor import segments, staging
-from dsmfor.engines.crew import Crew, Ended
+from dsmfor.engines.crew import Crew, Ended, lost
 from dsmfor.engines.housekeeping import Housekeeper
 from dsmfor.engines.launch import WardenGone, WardenLine
 from dsmfor.errors import DSMError, WorkerDied
@@ -32,7 +33,7 @@ _MOST_RANKS = 1024
 
 _guard = threading.RLock()
 _idle: list[Crew] = []
-_busy: list[Crew] = []
+_busy: weakref.WeakSet[Crew] = weakref.WeakSet()  # one that no frame holds is busy no more
 _numbers = iter(range(1, 1 << 62))
 _line: WardenLine | None = None
 _keeper: Housekeeper | None = None
@@ -88,7 +89,7 @@ def _retire() -> None:
         gone = set()
         while retired:
             gone.add(retired.popleft())
-        for crew in _idle + _busy:
+        for crew in [*_idle, *_busy]:
             crew.letters.retired |= gone
 
 
@@ -98,7 +99,7 @@ def _take(size: int) -> Crew:
         for crew in reversed(_idle):  # the one that was used last, first
             if len(crew.workers) == size and crew.ready() and not _pending():
                 _idle.remove(crew)
-                _busy.append(crew)
+                _busy.add(crew)
                 return crew
         return _prepare(size)
 
@@ -112,6 +113,7 @@ def _prepare(size: int) -> Crew:
     assert _line is not None
     if _pending():
         _spread()
+    _disband_lost()
     for crew in [crew for crew in _idle if crew.letters.spoilt]:
         _idle.remove(crew)
         crew.disband()
@@ -119,7 +121,7 @@ def _prepare(size: int) -> Crew:
     crew = fitting[0] if fitting else Crew(_line, _guard, next(_numbers))
     if crew in _idle:
         _idle.remove(crew)
-    _busy.append(crew)
+    _busy.add(crew)
     try:
         if len(crew.workers) < size or not crew.ready():
             crew.muster(size)
@@ -130,12 +132,20 @@ def _prepare(size: int) -> Crew:
     return crew
 
 
+def _disband_lost() -> None:
+    """End the crews that a Ctrl-C has taken from everybody's hands."""
+    while lost:
+        line, number = lost.popleft()
+        with contextlib.suppress(WardenGone):
+            line.tell("disband", number)
+
+
 def _give_back(crew: Crew) -> None:
     """A crew at rest serves again; one that was interrupted at a bad moment is ended."""
     with _guard:
         if crew not in _busy:
             return  # the warden's end took it
-        _busy.remove(crew)
+        _busy.discard(crew)
         if not crew.at_rest:
             crew.disband()
             return
@@ -178,7 +188,9 @@ def _forget(lost: Crew | None = None) -> None:
     for crew in [*_idle, *_busy]:
         if crew is lost or (crew.line is line and crew in _idle):
             crew.close()
-            (_idle if crew in _idle else _busy).remove(crew)
+            if crew in _idle:
+                _idle.remove(crew)
+            _busy.discard(crew)
     if _line is line:
         _line = None
     if not any(crew.line is line for crew in _busy):
@@ -191,7 +203,7 @@ def _resolve(segment: int) -> tuple[int, int]:
         if _line is None:
             raise DSMError(f"segment {segment} was made by a worker that has gone")
         fd = _line.get(("segment", segment))
-        for crew in _idle + _busy:
+        for crew in [*_idle, *_busy]:
             for worker in crew.workers:
                 if worker is not None and worker.recruit.incarnation == segment >> 40:
                     worker.made.add(segment)  # it hears when the caller lets go
@@ -214,6 +226,7 @@ def housekeep(*, wait: bool = True) -> None:
         Return when they have.
     """
     with _guard, contextlib.suppress(WardenGone):
+        _disband_lost()
         told = _spread()
         for crew in told if wait else []:
             for rank, worker in enumerate(crew.workers):
@@ -245,7 +258,7 @@ def team_pids() -> set[int]:
         if _line is None:
             return set()
         return {_line.pid} | {
-            worker.recruit.pid for crew in _idle + _busy for worker in crew.workers if worker
+            worker.recruit.pid for crew in [*_idle, *_busy] for worker in crew.workers if worker
         }
 
 
@@ -292,10 +305,11 @@ def _after_fork() -> None:
     if _keeper is not None:
         _keeper.close()
     _keeper = None
-    lines = {id(crew.line): crew.line for crew in _idle + _busy}
+    crews = [*_idle, *_busy]
+    lines = {id(crew.line): crew.line for crew in crews}
     if _line is not None:
         lines[id(_line)] = _line
-    for crew in _idle + _busy:
+    for crew in crews:
         crew.close()
     for line in lines.values():
         line.close()

@@ -113,9 +113,7 @@ class Warden:
             block_fd, mailbox_fd = descriptors
             self.crews[number] = _Crew(Block(block_fd), block_fd, mailbox_fd)
         elif verb == "disband":
-            crew = self.crews.pop(rest[0])
-            os.close(crew.block_fd)
-            os.close(crew.mailbox_fd)
+            self.disband(rest[0])
         elif verb == "spawn":
             self.spawn(*rest)
         elif verb == "kill":
@@ -126,6 +124,17 @@ class Warden:
             self.settings = rest[0]
         elif verb == "get":
             self.tell("got", rest[0], fd=self.find(rest[0]))
+
+    def disband(self, number: int) -> None:
+        """End a crew, also workers of whom the caller has not heard."""
+        crew = self.crews.pop(number, None)
+        if crew is None:
+            return
+        os.close(crew.block_fd)
+        os.close(crew.mailbox_fd)
+        for ward in self.wards.values():
+            if ward.crew == number:
+                os.kill(ward.pid, signal.SIGKILL)
 
     def tell(self, *message: object, fd: int | None = None) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # seen by the poll

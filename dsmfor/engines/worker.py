@@ -166,9 +166,10 @@ class Worker:
             self.drop_freed()
         elif verb == "forget":
             for serial in body:
-                self.replicas.pop(serial, None)
                 self.skeletons.pop(serial, None)
-            self.edition = 0  # what was read last may be among them
+                if (replica := self.replicas.pop(serial, None)) is not None:
+                    replica.dissolve()
+            self.edition, self.order = 0, None  # what was read last may be among them
         elif verb == "settings":
             self.apply(body)
         elif verb == "skeleton":
@@ -272,6 +273,8 @@ class Worker:
             enter(member)
             self.running = True
             try:
+                if member.broken:  # a stop signal that came before `running` was not heard
+                    raise Stop("the region had failed before this rank began")
                 value = kernel(*args, **kwargs)
                 self.running = False
             finally:
