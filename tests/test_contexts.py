@@ -55,7 +55,11 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def run(
-    *arguments: str, given: str | None = None, cwd: Path | None = None, code: int = 0, errors: str = ""
+    *arguments: str,
+    given: str | None = None,
+    cwd: Path | None = None,
+    code: int = 0,
+    errors: str = "",
 ) -> str:
     """What a Python prints; nothing else may be said on stderr, no process may outlive it."""
     done = subprocess.run(
@@ -130,11 +134,12 @@ def test_a_package_is_run_with_its_relative_imports(tmp_path: Path) -> None:
     assert run("-m", "thing", cwd=tmp_path) == "[(0, 7, 7, True), (7, 7, 7, True)]\n"
 
 
-@pytest.mark.parametrize("flags", [["-O"], ["-I"], ["-B", "-s"], ["-X", "utf8"], ["-W", "error"], ["-u"]])
+@pytest.mark.parametrize("flags", [["-O", "-B", "-s"], ["-I"], ["-X", "utf8", "-W", "error", "-u"]])
 def test_the_flags_of_the_interpreter_are_followed(flags: list[str], script: Path) -> None:
     source = (
         f"import sys; sys.path.insert(0, {PACKAGE!r})\n" + SCRIPT +
-        "f = dsm.parallel(workers=1)(lambda: (sys.flags.optimize, sys.flags.utf8_mode, __debug__))\n"
+        "def flags(): return sys.flags.optimize, sys.flags.utf8_mode, __debug__\n"
+        "f = dsm.parallel(workers=1)(flags)\n"
         "assert f() == f.serial(), (f(), f.serial())\n"
     )  # fmt: skip
     script.write_text(source)
@@ -216,7 +221,10 @@ IPYTHON_CELLS = [
     "import numpy as np, dsmfor as dsm",
     "SCALE = 2",
     "def helper(x):\n    return SCALE * x",
-    "@dsm.parallel(workers=2)\ndef kernel(a):\n    for i in dsm.prange(len(a)):\n        a[i] = helper(i)",
+    (
+        "@dsm.parallel(workers=2)\n"
+        "def kernel(a):\n    for i in dsm.prange(len(a)):\n        a[i] = helper(i)"
+    ),
     "a = np.zeros(3); kernel(a); print('first', a.tolist())",
     "SCALE = 3",
     "kernel(a); print('second', a.tolist())",
@@ -483,8 +491,9 @@ ENDINGS = {
     "a kernel's exception": ("dsm.parallel(workers=2)(lambda: 1 // 0)()", 1, "ZeroDivisionError"),
     "sys.exit in a kernel": ("dsm.parallel(workers=2)(lambda: sys.exit(5))()", 5, ""),
     "a thread that still calls": (
-        "import threading\n"
-        "threading.Thread(target=lambda: [check() for _ in range(50)], daemon=True).start()", 0, ""),
+        ("import threading\n"
+        "calls = lambda: [check() for _ in range(50)]\n"
+        "threading.Thread(target=calls, daemon=True).start()"), 0, ""),
     "exec": (
         "sys.stdout.flush(); os.execv(sys.executable, [sys.executable, '-c', 'pass'])", 0, ""),
 }  # fmt: skip
@@ -520,16 +529,16 @@ def alive(pid: int) -> bool:
 def test_no_process_is_left_however_the_caller_ends(ending: str, tmp_path: Path) -> None:
     last, code, errors = ENDINGS[ending]
     body = (
-        "check()\n"
-        "from dsmfor.engines import process\n"
-        "print(*process.team_pids())\n" + last + "\n"
+        "check()\nfrom dsmfor.engines import process\nprint(*process.team_pids())\n" + last + "\n"
     )
     with reported(program(body, tmp_path, code=code, errors=errors)):
         pass
 
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM", "SIGINT", "SIGHUP"])
-def test_no_process_is_left_when_the_caller_is_killed_in_a_region(name: str, tmp_path: Path) -> None:
+def test_no_process_is_left_when_the_caller_is_killed_in_a_region(
+    name: str, tmp_path: Path
+) -> None:
     path = tmp_path / "program.py"
     path.write_text(
         PRELUDE + "check()\n"

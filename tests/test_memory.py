@@ -40,10 +40,18 @@ def ranks() -> int:
     return dsm.rank()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def a_team_of_our_own() -> None:
+    process.shutdown()
+
+
 @pytest.fixture(autouse=True)
-def no_spares() -> Iterator[None]:
+def old() -> Iterator[set[str]]:
+    """Segments that were there before the test: frames of failed tests hold arrays."""
     staging.drop_spares()
-    yield
+    gc.collect()
+    process.housekeep()
+    yield set().union(*map(segments_mapped, workers()))
     staging.drop_spares()
 
 
@@ -76,6 +84,11 @@ def until(condition: Callable[[], bool]) -> bool:
     return True
 
 
+def all_gone(old: set[str]) -> bool:
+    """Whether no process of the team comes to hold any segment that is not old."""
+    return until(lambda: not any(segments_mapped(pid) - old for pid in workers()))
+
+
 def state() -> dict[str, list[int]]:
     """Private memory in MiB, descriptors and mappings of every process of the team."""
     gc.collect()
@@ -92,8 +105,9 @@ def state() -> dict[str, list[int]]:
 
 def assert_flat(before: dict[str, list[int]], *, private: int = 4) -> None:
     after = state()
-    assert after["descriptors"] == before["descriptors"]
-    assert after["mappings"] == before["mappings"]
+    for what in ("descriptors", "mappings"):
+        grown = [b - a for a, b in zip(before[what], after[what], strict=True)]
+        assert max(grown) <= 0, f"{what} by which caller and team grew: {grown}"
     grown = [b - a for a, b in zip(before["private"], after["private"], strict=True)]
     assert max(grown) <= private, f"MiB by which caller, warden and workers grew: {grown}"
 
@@ -102,18 +116,19 @@ def assert_flat(before: dict[str, list[int]], *, private: int = 4) -> None:
 
 
 @pytest.mark.parametrize("nbytes", [800, 4 * MiB])
-def test_a_dropped_array_is_gone_from_the_caller_and_idle_workers(nbytes: int) -> None:
-    before = {pid: segments_mapped(pid) for pid in workers()}
+def test_a_dropped_array_is_gone_from_the_caller_and_idle_workers(
+    nbytes: int, old: set[str]
+) -> None:
+    pids = dsm.parallel(workers=2)(lambda: os.getpid())()
     a = dsm.zeros(nbytes, np.uint8)
     touch(a)
-    inode = segments_mapped(os.getpid()) - before[os.getpid()]
-    assert len(inode) == 1
-    assert all(inode <= segments_mapped(pid) for pid in workers()[2:])
+    (inode,) = segments_mapped(os.getpid()) - old
+    assert all(inode in segments_mapped(pid) for pid in pids)
     del a
-    assert until(lambda: not any(inode & segments_mapped(pid) for pid in workers()))
+    assert all_gone(old)
 
 
-def test_a_view_keeps_the_memory_and_its_end_frees_it() -> None:
+def test_a_view_keeps_the_memory_and_its_end_frees_it(old: set[str]) -> None:
     a = dsm.zeros(4 * MiB, np.uint8)
     view = a[10:20]
     touch(a)
@@ -121,17 +136,17 @@ def test_a_view_keeps_the_memory_and_its_end_frees_it() -> None:
     touch(view)
     assert view.tolist() == [2] * 10
     del view
-    assert until(lambda: not any(segments_mapped(pid) for pid in workers()))
+    assert all_gone(old)
 
 
-def test_an_array_that_one_rank_of_a_larger_team_used_is_let_go_by_all() -> None:
+def test_an_array_that_one_rank_of_a_larger_team_used_is_let_go_by_all(old: set[str]) -> None:
     touch.using(workers=4)(a := dsm.zeros(MiB, np.uint8))
     ranks.using(workers=1)()
     del a
-    assert until(lambda: not any(segments_mapped(pid) for pid in workers()))
+    assert all_gone(old)
 
 
-def test_arrays_in_containers_results_and_errors_are_let_go() -> None:
+def test_arrays_in_containers_results_and_errors_are_let_go(old: set[str]) -> None:
     @dsm.parallel(workers=2)
     def give(box: dict[str, Any]) -> Any:
         return {"r": box["a"][1:]}
@@ -149,10 +164,10 @@ def test_arrays_in_containers_results_and_errors_are_let_go() -> None:
     assert box["a"][1] == 3
     del box, results, caught
     gc.collect()
-    assert until(lambda: not any(segments_mapped(pid) for pid in workers()))
+    assert all_gone(old)
 
 
-def test_an_array_made_in_a_kernel_is_freed_when_the_caller_drops_it() -> None:
+def test_an_array_made_in_a_kernel_is_freed_when_the_caller_drops_it(old: set[str]) -> None:
     @dsm.parallel(workers=2)
     def make() -> np.ndarray:
         a = dsm.single(dsm.zeros, MiB)
@@ -165,10 +180,10 @@ def test_an_array_made_in_a_kernel_is_freed_when_the_caller_drops_it() -> None:
         assert first[:3].tolist() == [1, 1, 0]
         del first, second
     ranks()
-    assert until(lambda: not any(segments_mapped(pid) for pid in workers()))
+    assert all_gone(old)
 
 
-def test_an_array_made_in_a_kernel_and_dropped_there_is_freed() -> None:
+def test_an_array_made_in_a_kernel_and_dropped_there_is_freed(old: set[str]) -> None:
     @dsm.parallel(workers=2)
     def make() -> float:
         a = dsm.single(dsm.ones, MiB)
@@ -178,10 +193,10 @@ def test_an_array_made_in_a_kernel_and_dropped_there_is_freed() -> None:
     for _ in range(5):
         assert make() == [MiB, MiB]
     ranks()
-    assert until(lambda: not any(segments_mapped(pid) for pid in workers()))
+    assert all_gone(old)
 
 
-def test_after_a_worker_died_nothing_of_it_is_kept() -> None:
+def test_after_a_worker_died_nothing_of_it_is_kept(old: set[str]) -> None:
     a = dsm.zeros(4 * MiB, np.uint8)
 
     @dsm.parallel(workers=2)
@@ -195,7 +210,7 @@ def test_after_a_worker_died_nothing_of_it_is_kept() -> None:
     touch(a)
     del a
     gc.collect()  # what pytest keeps of the error
-    assert until(lambda: not any(segments_mapped(pid) for pid in workers()))
+    assert all_gone(old)
 
 
 def test_an_error_holds_the_arrays_of_its_call_no_longer_than_itself() -> None:
@@ -215,10 +230,8 @@ def test_an_error_holds_the_arrays_of_its_call_no_longer_than_itself() -> None:
         for how in ("raise", "die"):
             a = dsm.zeros(100)
             gone = weakref.ref(a)
-            try:
+            with contextlib.suppress(ValueError, dsm.WorkerDied):
                 fail(a, how)
-            except (ValueError, dsm.WorkerDied):
-                pass
             del a
             assert gone() is None, how
     finally:
@@ -228,7 +241,7 @@ def test_an_error_holds_the_arrays_of_its_call_no_longer_than_itself() -> None:
 # -- For long -----------------------------------------------------------------------------------
 
 
-def test_ten_thousand_arrays_made_and_dropped_leave_nothing() -> None:
+def test_ten_thousand_arrays_made_and_dropped_leave_nothing(old: set[str]) -> None:
     touch(dsm.zeros(10))
     for n in range(500):
         touch(dsm.full(10, n))
@@ -239,11 +252,11 @@ def test_ten_thousand_arrays_made_and_dropped_leave_nothing() -> None:
             touch(a)
             assert a[9] == n + 1
     del a
-    assert until(lambda: not any(segments_mapped(pid) for pid in workers()))
+    assert all_gone(old)
     assert_flat(before)
 
 
-def test_a_thousand_arrays_at_once_reach_the_workers_and_leave_them() -> None:
+def test_a_thousand_arrays_at_once_reach_the_workers_and_leave_them(old: set[str]) -> None:
     ranks()
     before = state()
     many = [dsm.full(4, n) for n in range(1000)]
@@ -254,7 +267,7 @@ def test_a_thousand_arrays_at_once_reach_the_workers_and_leave_them() -> None:
 
     assert total(many) == [999 * 500] * 2
     many.clear()
-    assert until(lambda: not any(segments_mapped(pid) for pid in workers()))
+    assert all_gone(old)
     assert_flat(before, private=16)
 
 
@@ -296,7 +309,7 @@ def test_a_hundred_thousand_small_regions_leave_memory_flat() -> None:
 def test_failing_regions_leave_memory_flat() -> None:
     def fail(count: int) -> None:
         big = dsm.zeros(100_000)
-        kernel = dsm.parallel(workers=2)(lambda a: [bytearray(100_000), a][5])
+        kernel = dsm.parallel(workers=2)(lambda a: [bytearray(100_000), a][len(a)])
         for _ in range(count):
             with pytest.raises(IndexError):
                 kernel(big)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import threading
@@ -139,7 +140,7 @@ def test_one_seed_gives_one_permutation_and_no_seed_many() -> None:
     assert random.using(seed=5)(1000) == random.using(seed=5)(1000)
     assert random.using(seed=5)(1000) != random.using(seed=6)(1000)
     assert random(1000) != random(1000)
-    assert sorted(sum(random(1000), [])) == list(range(1000))
+    assert sorted(itertools.chain(*random(1000))) == list(range(1000))
 
 
 @pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1, 2**64, 2**200, np.int64(7)])
@@ -147,7 +148,7 @@ def test_any_integer_from_zero_up_is_a_seed(seed: int, engine: str) -> None:
     random = shares.using(schedule="random", engine=engine, seed=seed)
     first = random(20)
     assert first == random(20)
-    assert sorted(sum(first, [])) == list(range(20))
+    assert sorted(itertools.chain(*first)) == list(range(20))
 
 
 # -- The environment ----------------------------------------------------------------------------
@@ -173,7 +174,7 @@ def test_a_bad_number_of_workers_in_the_environment_is_named(
 
 def test_a_bad_engine_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSM_ENGINE", "threads")
-    with pytest.raises(ValueError, match="DSM_ENGINE.*'process', 'serial'.*'threads'"):
+    with pytest.raises(ValueError, match=r"DSM_ENGINE.*'process', 'serial'.*'threads'"):
         pair()
 
 
@@ -266,16 +267,21 @@ def system(root: Path, files: dict[str, str]) -> str:
     return str(root)
 
 
+V2 = {"proc/self/mountinfo": "30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"}
+V1 = {"proc/self/mountinfo": "31 1 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu,cpuacct\n"}
+
+
 @pytest.mark.parametrize(
     ("files", "cores"),
     [
         ({}, 1 << 30),
-        ({"proc/self/cgroup": "0::/\n"}, 1 << 30),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 1 << 30),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
-        ({"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+        (V2 | {"proc/self/cgroup": "0::/\n"}, 1 << 30),
+        (V2 | {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "max 100000\n"}, 1 << 30),
+        (V2 | {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "150000 100000\n"}, 2),
+        (V2 | {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
         (  # the tightest of the groups on the way up
-            {
+            V2
+            | {
                 "proc/self/cgroup": "0::/a/b\n",
                 "sys/fs/cgroup/a/b/cpu.max": "800000 100000\n",
                 "sys/fs/cgroup/a/cpu.max": "300000 100000\n",
@@ -283,7 +289,8 @@ def system(root: Path, files: dict[str, str]) -> str:
             3,
         ),
         (
-            {
+            V1
+            | {
                 "proc/self/cgroup": "2:cpu,cpuacct:/x\n1:memory:/\n0::/\n",
                 "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": "400000\n",
                 "sys/fs/cgroup/cpu/x/cpu.cfs_period_us": "100000\n",
@@ -291,7 +298,8 @@ def system(root: Path, files: dict[str, str]) -> str:
             4,
         ),
         (
-            {
+            V1
+            | {
                 "proc/self/cgroup": "2:cpu,cpuacct:/x\n",
                 "sys/fs/cgroup/cpu/x/cpu.cfs_quota_us": "-1\n",
                 "sys/fs/cgroup/cpu/x/cpu.cfs_period_us": "100000\n",

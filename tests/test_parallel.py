@@ -385,8 +385,9 @@ def test_serial_raises_the_kernels_own_exception_with_its_frames() -> None:
     with pytest.raises(KeyError) as caught:
         kernel.serial()
     assert caught.traceback[-1].name == "kernel"
-    assert re.search(r"in worker 0 of 1, prange index 3 at .*test_parallel.py:\d+",
-                     caught.value.__notes__[0])
+    assert re.search(
+        r"in worker 0 of 1, prange index 3 at .*test_parallel.py:\d+", caught.value.__notes__[0]
+    )
 
 
 def test_a_kernel_that_was_never_called_has_no_report() -> None:
@@ -638,7 +639,9 @@ def test_a_timeout_names_the_slow_rank_and_where_the_others_wait() -> None:
         dsm.barrier()
 
     a = np.zeros(3)
-    with pytest.raises(dsm.RegionTimeout, match="0.2 s.*rank 0 .*barrier.*rank 1 .*computing") as e:
+    with pytest.raises(
+        dsm.RegionTimeout, match=r"0.2 s.*rank 0 .*barrier.*rank 1 .*computing"
+    ) as e:
         slow(a)
     assert isinstance(e.value, TimeoutError)
     assert a.tolist() == [0, 0, 0], "after a timeout plain arrays are untouched"

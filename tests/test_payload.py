@@ -1,4 +1,4 @@
-"""What crosses to a worker and back: never stale, aliases kept, results and errors as themselves."""
+"""What crosses to a worker and back: never stale, aliases kept, results and errors themselves."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import enum
 import functools
 import gc
 import os
+import re
 import sys
 import textwrap
 import types
@@ -41,7 +42,10 @@ class Program:
 
     def __call__(self, *args: Any) -> Any:
         """What the kernel returns in each of two workers: the same thing."""
-        first, second = self.space[self.kernel](*args)
+        values = self.space[self.kernel](*args)
+        if values is None:  # both returned None
+            return None
+        first, second = values
         assert first == second
         return first
 
@@ -69,7 +73,8 @@ def outcome(function: Callable[[], Any]) -> Any:
 CHANGES: dict[str, tuple[str, list[str]]] = {
     "a global number": ("x = 1\ndef helper(): return x", ["x = 2", "x = 2.0", "x = True", "x = 1"]),
     "a global's kind": (
-        "x = 1\ndef helper(): return callable(x), x() if callable(x) else getattr(x, '__name__', x)",
+        ("x = 1\n"
+        "def helper(): return callable(x), x() if callable(x) else getattr(x, '__name__', x)"),
         [
             "def x(): return 5",
             "import math as x",
@@ -93,12 +98,13 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
         ["def inner(): return 2", "inner = lambda: 3", "del inner", "def inner(): return 4"],
     ),
     "the other half of a mutual recursion": (
-        "def even(n): return n == 0 or odd(n - 1)\n"
+        ("def even(n): return n == 0 or odd(n - 1)\n"
         "def odd(n): return n != 0 and even(n - 1)\n"
-        "def helper(): return even(10), odd(7)",
+        "def helper(): return even(10), odd(7)"),
         ["def odd(n): return 'changed'", "def even(n): return odd(n)"],
     ),
-    "a list in place": ("x = [1]\ndef helper(): return x", ["x.append(2)", "x[0] = 5", "x.clear()"]),
+    "a list in place": (
+        "x = [1]\ndef helper(): return x", ["x.append(2)", "x[0] = 5", "x.clear()"]),
     "a tuple's list in place": ("x = (1, [2])\ndef helper(): return x", ["x[1].append(3)"]),
     "a dict in place": ("x = {1: 2}\ndef helper(): return x", ["x[3] = 4", "x.pop(1)"]),
     "an array in place": (
@@ -106,26 +112,26 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
         ["x[0] = 9", "x.shape = 2, 2", "x = x.astype('f4')", "x = x.T", "x.dtype = 'i4'"],
     ),
     "a closure's cell": (
-        "def make():\n"
+        ("def make():\n"
         "    n = 1\n"
         "    def helper(): return n\n"
         "    def change(m):\n"
         "        nonlocal n\n"
         "        n = m\n"
         "    return helper, change\n"
-        "helper, change = make()",
+        "helper, change = make()"),
         ["change(2)", "change([3])", "change('x')", "helper, change = make()", "change(4)"],
     ),
     "a closure's cell with a function in it": (
-        "def make():\n"
+        ("def make():\n"
         "    f = lambda: 1\n"
         "    def helper(): return f() if callable(f) else f\n"
         "    def change(m):\n"
         "        nonlocal f\n"
         "        f = m\n"
         "    return helper, change\n"
-        "helper, change = make()",
-        ["change(lambda: 2)", "change(5)", "change(int)", "change(helper.__class__)", "change(abs)"][:3],
+        "helper, change = make()"),
+        ["change(lambda: 2)", "change(5)", "change(int)"],
     ),
     "a closure's cell from outside": (
         "def make(n):\n    def helper(): return n\n    return helper\nhelper = make(1)",
@@ -182,13 +188,14 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
         ["x = 2", "x = [3]"],
     ),
     "a name in a nested class": (
-        "x = 1\ndef f(): return 1\n"
+        ("x = 1\ndef f(): return 1\n"
         "def helper():\n"
         "    class Local:\n        a = x\n        def m(self): return x, f()\n"
-        "    return Local.a, Local().m()",
+        "    return Local.a, Local().m()"),
         ["x = 2", "def f(): return 3"],
     ),
-    "what a module is": ("import math as m\ndef helper(): return m.__name__", ["import cmath as m"]),
+    "what a module is": (
+        "import math as m\ndef helper(): return m.__name__", ["import cmath as m"]),
     "what a module that is no file holds": (
         "import types\nm = types.ModuleType('m')\nm.x = 1\ndef helper(): return m.x",
         ["m.x = 2", "m.x = [3]", "m = types.ModuleType('m')\nm.x = 4"],
@@ -203,9 +210,9 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
          "def m(self): return 4\nC.m = m"],
     ),
     "what a method looks up": (
-        "x = 1\ndef f(): return x\n"
+        ("x = 1\ndef f(): return x\n"
         "class C:\n    def m(self): return x, f()\n"
-        "c = C()\ndef helper(): return c.m()",
+        "c = C()\ndef helper(): return c.m()"),
         ["x = 2", "def f(): return 'f'", "x = 3"],
     ),
     "an instance": (
@@ -218,8 +225,8 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
          "class B(A): pass", "B.m = lambda self: 4", "del B.m"],
     ),
     "a partial": (
-        "import functools\ndef f(a, b): return a, b\n"
-        "p = functools.partial(f, 1, b=2)\ndef helper(): return p()",
+        ("import functools\ndef f(a, b): return a, b\n"
+        "p = functools.partial(f, 1, b=2)\ndef helper(): return p()"),
         ["p.keywords['b'] = 3", "def f(a, b): return b, a", "p = functools.partial(f, 4, b=5)"],
     ),
     "functions in a list": (
@@ -227,28 +234,29 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
         ["def f(): return 3", "table[0] = f", "table.append(lambda: 4)", "table.reverse()"],
     ),
     "what a function in a list looks up": (
-        "x = 1\ntable = {'f': lambda: (x, g())}\ndef g(): return x\n"
-        "def helper(): return table['f']()",
+        ("x = 1\ntable = {'f': lambda: (x, g())}\ndef g(): return x\n"
+        "def helper(): return table['f']()"),
         ["x = 2", "def g(): return 'g'", "x = [3]"],
     ),
     "the function behind a decorator": (
-        "import functools\n"
+        ("import functools\n"
         "def twice(f):\n"
         "    @functools.wraps(f)\n"
         "    def wrapper(): return f(), f()\n"
         "    return wrapper\n"
-        "@twice\ndef helper(): return 1",
-        ["@twice\ndef helper(): return 2", "def twice(f): return f", "@twice\ndef helper(): return 3"],
+        "@twice\ndef helper(): return 1"),
+        ["@twice\ndef helper(): return 2", "def twice(f): return f",
+         "@twice\ndef helper(): return 3"],
     ),
     "a function behind a cache": (
-        "import functools\n"
+        ("import functools\n"
         "x = 1\n"
-        "@functools.lru_cache\ndef helper(n=3): return x if n < 1 else helper(n - 1) + x",
+        "@functools.lru_cache\ndef helper(n=3): return x if n < 1 else helper(n - 1) + x"),
         ["x = 2\nhelper.cache_clear()", "@functools.cache\ndef helper(): return 3"],
     ),
     "a bound method": (
-        "class C:\n    def __init__(self, n): self.n = n\n    def m(self): return self.n\n"
-        "c = C(1)\nhelper = c.m",
+        ("class C:\n    def __init__(self, n): self.n = n\n    def m(self): return self.n\n"
+        "c = C(1)\nhelper = c.m"),
         ["c.n = 2", "helper = C(3).m", "C.m = lambda self: 4\nhelper = c.m"],
     ),
     "another kernel": (
@@ -269,8 +277,8 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
     ),
     "a builtin of one's own": (
         "import builtins\nbuiltins.dsmfor_test = 1\ndef helper(): return dsmfor_test",
-        ["builtins.dsmfor_test = [2]", "builtins.dsmfor_test = lambda: 3\n"
-         "def helper(): return dsmfor_test()", "del builtins.dsmfor_test"],
+        ["builtins.dsmfor_test = [2]", ("builtins.dsmfor_test = lambda: 3\n"
+         "def helper(): return dsmfor_test()"), "del builtins.dsmfor_test"],
     ),
 }  # fmt: skip
 
@@ -294,18 +302,22 @@ def test_a_call_sees_every_change(change: str, no_builtin: None) -> None:
         assert outcome(program) == here, f"the second call after {step!r}"
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda name: name.replace(" ", "_"))
+NO_FUNCTIONS = ["a function behind a cache", "a bound method"]
+
+
+@pytest.mark.parametrize(
+    "change", [c for c in CHANGES if c not in NO_FUNCTIONS], ids=lambda name: name.replace(" ", "_")
+)
 def test_a_kernel_that_is_the_changed_function_sees_it_too(change: str, no_builtin: None) -> None:
     """The kernel itself, not a helper of it: it is looked up anew where it can be."""
     source, steps = CHANGES[change]
     program = Program(source)
-    if not isinstance(program["helper"], types.FunctionType):
-        pytest.skip("what is changed is no function")
+    known = None
     for step in ["", *steps, ""]:
         program.run(step)
         helper = program["helper"]
         if isinstance(helper, types.FunctionType):
-            if step == "" or helper is not known:
+            if helper is not known:
                 program.space["kernel"] = dsm.parallel(workers=2)(helper)
             known = helper
             there, here = outcome(program), outcome(helper)
@@ -325,14 +337,14 @@ SURVIVORS = {
     "a global that is deleted": (
         "n = 5\ndef helper():\n    global n\n    m = n\n    del n\n    return m", 5),
     "a function that is made": (
-        "def helper():\n    global f\n    old = globals().get('f')\n"
-        "    def f(): pass\n    return old is None", True),
+        ("def helper():\n    global f\n    old = globals().get('f')\n"
+        "    def f(): pass\n    return old is None"), True),
     "a function that is replaced": (
-        "def f(): return 1\ndef helper():\n    global f\n    m = f()\n"
-        "    f = lambda: 2\n    return m", 1),
+        ("def f(): return 1\ndef helper():\n    global f\n    m = f()\n"
+        "    f = lambda: 2\n    return m"), 1),
     "a nonlocal counter": (
-        "def make():\n    n = 0\n    def helper():\n        nonlocal n\n"
-        "        n += 1\n        return n\n    return helper\nhelper = make()", 1),
+        ("def make():\n    n = 0\n    def helper():\n        nonlocal n\n"
+        "        n += 1\n        return n\n    return helper\nhelper = make()"), 1),
     "a list that grows": ("x = []\ndef helper():\n    x.append(1)\n    return len(x)", 1),
     "a default that grows": ("def helper(x=[]):\n    x.append(1)\n    return len(x)", 1),
     "a keyword default that grows": ("def helper(*, x=[]):\n    x.append(1)\n    return len(x)", 1),
@@ -341,26 +353,27 @@ SURVIVORS = {
     "an attribute of the function that was there": (
         "def helper():\n    helper.n += 1\n    return helper.n\nhelper.n = 0", 1),
     "defaults that are set": (
-        "def f(a=1): return a\ndef helper():\n    m = f()\n    f.__defaults__ = (2,)\n    return m", 1),
+        ("def f(a=1): return a\n"
+        "def helper():\n    m = f()\n    f.__defaults__ = (2,)\n    return m"), 1),
     "defaults that are set where there were none": (
-        "def f(*a): return a\ndef helper():\n    m = f.__defaults__\n"
-        "    f.__defaults__ = ()\n    return str(m)", "None"),
+        ("def f(*a): return a\ndef helper():\n    m = f.__defaults__\n"
+        "    f.__defaults__ = ()\n    return str(m)"), "None"),
     "code that is set": (
-        "def f(): return 1\ndef helper():\n    m = f()\n"
-        "    f.__code__ = (lambda: 2).__code__\n    return m", 1),
+        ("def f(): return 1\ndef helper():\n    m = f()\n"
+        "    f.__code__ = (lambda: 2).__code__\n    return m"), 1),
     "a class attribute": (
         "class C: n = 0\ndef helper():\n    C.n += 1\n    return C.n", 1),
     "a class attribute that is made": (
         "class C: pass\ndef helper():\n    C.n = getattr(C, 'n', 0) + 1\n    return C.n", 1),
     "an attribute of an instance's class": (
-        "class C: pass\nc = C()\ndef helper():\n"
-        "    type(c).n = getattr(c, 'n', 0) + 1\n    return c.n", 1),
+        ("class C: pass\nc = C()\ndef helper():\n"
+        "    type(c).n = getattr(c, 'n', 0) + 1\n    return c.n"), 1),
     "an attribute of a module that is no file": (
-        "import types\nm = types.ModuleType('m')\ndef helper():\n"
-        "    m.n = getattr(m, 'n', 0) + 1\n    return m.n", 1),
+        ("import types\nm = types.ModuleType('m')\ndef helper():\n"
+        "    m.n = getattr(m, 'n', 0) + 1\n    return m.n"), 1),
     "a cache": (
-        "import functools\ncalls = []\n@functools.lru_cache\ndef f(): return calls.append(1)\n"
-        "def helper():\n    f()\n    return len(calls)", 1),
+        ("import functools\ncalls = []\n@functools.lru_cache\ndef f(): return calls.append(1)\n"
+        "def helper():\n    f()\n    return len(calls)"), 1),
     "an array": ("x = np.zeros(1)\ndef helper():\n    y = x.copy()\n    return y.tolist()", [0.0]),
 }  # fmt: skip
 
@@ -384,11 +397,15 @@ def test_the_next_kernel_does_not_see_it_either(name: str) -> None:
         assert program() == expected
 
 
+def closed_over(j: int) -> Callable[[], Any]:
+    return dsm.parallel(workers=2)(lambda: j)
+
+
 def test_closures_of_a_loop_each_have_their_value() -> None:
     kernels = [dsm.parallel(workers=2)(lambda i=i: i) for i in range(4)]
     cells = []
     for i in range(4):
-        cells.append((lambda j: dsm.parallel(workers=2)(lambda: j))(i))
+        cells.append(closed_over(i))
     late = [dsm.parallel(workers=2)(lambda: i) for _ in range(2)]
     for _ in range(2):
         assert [k() for k in kernels] == [[i, i] for i in range(4)]
@@ -427,17 +444,21 @@ EXPRESSIONS = st.recursive(
 )
 STEPS = st.one_of(
     st.tuples(st.sampled_from(NAMES), EXPRESSIONS).map(lambda p: f"def {p[0]}(d): return {p[1]}\n"),
-    st.tuples(st.sampled_from(NAMES), st.sampled_from(["1", "2.5", "[1, [2]]", "len", "np", "{}"])).map(
-        lambda p: f"{p[0]} = {p[1]}\n"
-    ),
+    st.tuples(
+        st.sampled_from(NAMES), st.sampled_from(["1", "2.5", "[1, [2]]", "len", "np", "{}"])
+    ).map(lambda p: f"{p[0]} = {p[1]}\n"),
     st.sampled_from(NAMES).map(lambda n: f"globals().pop({n!r}, None)\n"),
     st.tuples(st.sampled_from(NAMES), st.sampled_from(NAMES)).map(
         lambda p: f"{p[0]} = globals().get({p[1]!r})\n"
     ),
-    st.sampled_from(NAMES).map(lambda n: f"if isinstance(globals().get({n!r}), list): {n}.append(7)\n"),
+    st.sampled_from(NAMES).map(
+        lambda n: f"if isinstance(globals().get({n!r}), list): {n}.append(7)\n"
+    ),
     st.tuples(st.sampled_from(NAMES), st.sampled_from(NAMES)).map(
-        lambda p: f"if hasattr(globals().get({p[0]!r}), '__code__') "
-        f"and hasattr(globals().get({p[1]!r}), '__code__'): {p[0]}.__code__ = {p[1]}.__code__\n"
+        lambda p: (
+            f"if hasattr(globals().get({p[0]!r}), '__code__') "
+            f"and hasattr(globals().get({p[1]!r}), '__code__'): {p[0]}.__code__ = {p[1]}.__code__\n"
+        )
     ),
 )
 
@@ -486,13 +507,17 @@ def worker_memory() -> list[int]:
 CONSTANT = "x = " + repr("x" * 200_000)
 REPEATED = {
     "a helper that is redefined": ["def helper():\n    {x}\n    return {n}"],
-    "a kernel that is redefined": ["@dsm.parallel(workers=2)\ndef kernel():\n    {x}\n    return {n}"],
+    "a kernel that is redefined": [
+        "@dsm.parallel(workers=2)\ndef kernel():\n    {x}\n    return {n}"
+    ],
     "a kernel that is made in a function": [
-        "def make():\n"
-        "    @dsm.parallel(workers=2)\n"
-        "    def kernel():\n        {x}\n        return {n}\n"
-        "    return kernel\n"
-        "kernel = make()"
+        (
+            "def make():\n"
+            "    @dsm.parallel(workers=2)\n"
+            "    def kernel():\n        {x}\n        return {n}\n"
+            "    return kernel\n"
+            "kernel = make()"
+        )
     ],
     "a class that is redefined": ["class C:\n    {x}\ndef helper(): return C.x and {n}"],
     "a lambda that is an argument of nobody": ["helper = lambda: ({text!r}, {n})[1]"],
@@ -509,10 +534,10 @@ def test_two_hundred_redefinitions_leave_the_workers_memory_flat(what: str) -> N
             program.run(step.format(n=n, x=f"x = {text!r}", text=text))
         assert program() == n
 
-    for n in range(1000, 1020):
+    for n in range(1000, 1080):
         redefine(n)
     before = worker_memory()
-    for n in range(1020, 1220):  # 40 MB of constants
+    for n in range(1080, 1280):  # 40 MB of constants
         redefine(n)
     grown = [(b - a) >> 20 for a, b in zip(before, worker_memory(), strict=True)]
     assert max(grown) < 12, f"MiB by which warden and workers grew: {grown}"
@@ -679,7 +704,9 @@ def test_dataclasses_carry_their_arrays(engine: str) -> None:
         assert np.shares_memory(record.values, shared)
 
 
-@pytest.mark.parametrize("result", ["Point(3)", "Heir(3)", "[Point, Heir]", "Record(1)", "Colour.RED"])
+@pytest.mark.parametrize(
+    "result", ["Point(3)", "Heir(3)", "[Point, Heir]", "Record(1)", "Colour.RED"]
+)
 def test_a_result_leaves_the_callers_classes_as_they_are(result: str) -> None:
     program = Program(MAIN)
     program.run(f"@dsm.parallel(workers=2)\ndef kernel(): return {result}")
@@ -784,7 +811,7 @@ def test_an_argument_that_cannot_be_pickled_is_refused_before_anything_runs() ->
     with pytest.raises(RuntimeError, match="stays here"):
         kernel(Unpicklable())
     with pytest.raises(TypeError, match="pickle"):
-        kernel(open(os.devnull) if False else (n for n in ()))
+        kernel(n for n in ())
     assert ran[0] == 0
     kernel(1)
     assert ran[0] == 1
@@ -794,7 +821,7 @@ def test_an_argument_that_cannot_be_unpickled_is_an_error_of_the_workers() -> No
     kernel = dsm.parallel(workers=2)(lambda x: 1)
     with pytest.raises(RuntimeError, match="does not open") as caught:
         kernel(Unloadable())
-    assert "in worker 0 of 2" in caught.value.__notes__[0]
+    assert re.match("in worker [01] of 2", caught.value.__notes__[0])
     assert kernel(1) == [1, 1]
 
 
@@ -802,13 +829,13 @@ def test_a_result_that_cannot_be_pickled_is_an_error_that_says_so() -> None:
     kernel = dsm.parallel(workers=2)(lambda: (n for n in ()) if dsm.rank() == 1 else 1)
     with pytest.raises(TypeError, match="rank 1 returned a generator that cannot be pickled"):
         kernel()
-    with pytest.raises(TypeError, match="rank 0 returned a Unpicklable.*stays here"):
+    with pytest.raises(TypeError, match=r"rank [01] returned a Unpicklable.*stays here"):
         dsm.parallel(workers=2)(lambda: Unpicklable())()
     assert dsm.parallel(workers=2)(lambda: 1)() == [1, 1]
 
 
 def test_a_result_that_cannot_be_unpickled_here_is_an_error_that_says_so() -> None:
-    with pytest.raises(dsm.RegionError, match="result of rank 0.*does not open"):
+    with pytest.raises(dsm.RegionError, match=r"result of rank 0.*does not open"):
         dsm.parallel(workers=2)(lambda: Unloadable())()
     assert dsm.parallel(workers=2)(lambda: 1)() == [1, 1]
 
@@ -857,10 +884,12 @@ def test_a_result_that_is_an_array_of_the_kernels_own_is_a_copy(engine: str) -> 
 
 @pytest.mark.parametrize("part", ["a", "a[1:]", "a[::-1]", "[a, {'x': a[:2]}]", "a[2]", "a.T"])
 def test_a_result_that_lies_in_a_plain_array_does_not_change_later(part: str) -> None:
-    program = Program(f"@dsm.parallel(workers=2)\ndef kernel(a):\n    a[...] = a + 0\n    return {part}")
+    program = Program(
+        f"@dsm.parallel(workers=2)\ndef kernel(a):\n    a[...] = a + 0\n    return {part}"
+    )
     first = np.arange(6.0)
     results = program["kernel"](first)
-    expected = eval(part, {"a": np.arange(6.0)})
+    expected = eval(part, {"a": np.arange(6.0)})  # noqa: S307
     np.testing.assert_equal(results, [expected] * 2)
     for _ in range(3):
         program["kernel"](np.full(6, 77.0))
@@ -868,8 +897,10 @@ def test_a_result_that_lies_in_a_plain_array_does_not_change_later(part: str) ->
 
 
 def test_a_result_that_is_a_function_sees_what_it_looks_up(engine: str) -> None:
-    program = Program("x = 5\ndef f(): return x\nimport functools\n@dsm.parallel(workers=2)\ndef kernel():"
-                      "\n    y = 3\n    return lambda: (x, f(), y), functools.partial(f)")
+    program = Program(
+        "x = 5\ndef f(): return x\nimport functools\n@dsm.parallel(workers=2)\ndef kernel():"
+        "\n    y = 3\n    return lambda: (x, f(), y), functools.partial(f)"
+    )
     for closure, partial in program["kernel"].using(engine=engine)():
         assert closure() == (5, 5, 3)
         assert partial() == 5
@@ -966,7 +997,7 @@ def test_the_cause_is_the_workers_traceback_and_the_note_tells_the_place() -> No
             if i == 7:
                 helper(i)
 
-    with pytest.raises(LookupError, match="^at 7") as caught:
+    with pytest.raises(LookupError, match=r"^at 7") as caught:
         kernel()
     error = caught.value
     line = kernel.__wrapped__.__code__.co_firstlineno + 2
@@ -1003,7 +1034,7 @@ def test_notes_and_attributes_of_an_exception_are_kept() -> None:
     with pytest.raises(ValueError) as caught:
         kernel()
     assert caught.value.__notes__[0] == "mine"
-    assert "in worker 0 of 2" in caught.value.__notes__[1]
+    assert re.match("in worker [01] of 2", caught.value.__notes__[1])
     assert caught.value.extra == [1, 2]  # type: ignore[attr-defined]
 
 
@@ -1019,7 +1050,7 @@ def test_of_several_exceptions_the_lowest_ranks_is_raised_and_the_others_are_not
             pass
         raise ValueError(f"rank {dsm.rank()}")
 
-    with pytest.raises(ValueError, match="^rank 1") as caught:
+    with pytest.raises(ValueError, match=r"^rank 1") as caught:
         kernel()
     first, *others = caught.value.__notes__
     assert first.startswith("in worker 1 of 4")
@@ -1053,7 +1084,7 @@ def test_an_exception_that_cannot_travel_is_told_in_words(
         kernel()
     if not isinstance(caught.value, Mute):
         caught.match(words)
-    assert "in worker 0 of 2" in caught.value.__notes__[0]
+    assert re.match("in worker [01] of 2", caught.value.__notes__[0])
     assert type(make()).__name__ in str(caught.value.__cause__)
     assert dsm.parallel(workers=2)(lambda: 1)() == [1, 1]
 

@@ -40,7 +40,7 @@ DTYPES = [
 
 @dsm.parallel(workers=2)
 def reverse(a: np.ndarray, b: np.ndarray) -> None:
-    """b = a backwards, by elements."""
+    """Write a backwards into b, element by element."""
     for i in dsm.prange(len(a)):
         b[i] = a[len(a) - 1 - i]
 
@@ -145,13 +145,15 @@ def test_fields_beside_the_written_one_are_left_alone() -> None:
 def test_an_array_without_elements_arrives_with_its_shape(
     shape: tuple[int, ...], engine: str
 ) -> None:
-    kernel = dsm.parallel(workers=2, engine=engine)(lambda a: (a.shape, a.dtype.str, list(dsm.split(len(a)))))
+    kernel = dsm.parallel(workers=2, engine=engine)(
+        lambda a: (a.shape, a.dtype.str, list(dsm.split(len(a))))
+    )
     for a in (np.zeros(shape, "f4"), dsm.zeros(shape, "f4")):
         result = kernel(a)
         assert [r[:2] for r in result] == [(shape, "<f4")] * len(result)
-    assert dsm.parallel(workers=2, engine=engine, shared=["a"])(lambda a: a.size)(np.zeros(shape)) == [
-        0
-    ] * len(result)
+    assert dsm.parallel(workers=2, engine=engine, shared=["a"])(lambda a: a.size)(
+        np.zeros(shape)
+    ) == [0] * len(result)
 
 
 def test_a_read_only_array_arrives_read_only(engine: str) -> None:
@@ -215,26 +217,23 @@ def test_the_same_array_twice_is_one_array(engine: str) -> None:
     assert a.tolist() == [5, 0, 0, 0]
 
 
-OVERLAPS: dict[str, Callable[[], list[np.ndarray]]] = {
-    "shifted": lambda: (lambda x: [x[:-1], x[1:]])(np.arange(9.0)),
-    "whole and part": lambda: (lambda x: [x, x[2:5]])(np.arange(9.0)),
-    "forwards and backwards": lambda: (lambda x: [x, x[::-1]])(np.arange(9.0)),
-    "interleaved": lambda: (lambda x: [x[::2][:4], x[1::2]])(np.arange(9.0)),
-    "another dtype": lambda: (lambda x: [x, x.view("i4")[::2]])(np.arange(9)),
-    "transposed": lambda: (lambda x: [x.ravel(), x.T[0]])(np.arange(9.0).reshape(3, 3)),
-    "windows": lambda: (lambda x: [x, sliding_window_view(x, 3, writeable=True)[:, 1]])(
-        np.arange(9.0)
-    ),
-    "unaligned": lambda: (lambda x: [x[1:65].view("f8"), x[9:73].view("f8")])(
-        np.zeros(73, np.uint8)
-    ),
-    "chain": lambda: (lambda x: [x[:4], x[3:7], x[6:]])(np.arange(9.0)),
+NINE = np.arange(9.0)
+OVERLAPS: dict[str, tuple[np.ndarray, Callable[[np.ndarray], list[np.ndarray]]]] = {
+    "shifted": (NINE, lambda x: [x[:-1], x[1:]]),
+    "whole and part": (NINE, lambda x: [x, x[2:5]]),
+    "forwards and backwards": (NINE, lambda x: [x, x[::-1]]),
+    "interleaved": (NINE, lambda x: [x[::2][:4], x[1::2]]),
+    "another dtype": (np.arange(9), lambda x: [x, x.view("i4")[::2]]),
+    "transposed": (NINE.reshape(3, 3), lambda x: [x.ravel(), x.T[0]]),
+    "windows": (NINE, lambda x: [x, sliding_window_view(x, 3, writeable=True)[:, 1]]),
+    "unaligned": (np.zeros(73, np.uint8), lambda x: [x[1:65].view("f8"), x[9:73].view("f8")]),
+    "chain": (NINE, lambda x: [x[:4], x[3:7], x[6:]]),
 }
 
 
 @pytest.mark.parametrize("name", OVERLAPS)
 def test_views_that_overlap_here_overlap_there(name: str) -> None:
-    make = OVERLAPS[name]
+    base, take = OVERLAPS[name]
 
     @dsm.parallel(workers=2)
     def kernel(*, a: np.ndarray, b: np.ndarray, c: np.ndarray | None = None) -> None:
@@ -244,7 +243,7 @@ def test_views_that_overlap_here_overlap_there(name: str) -> None:
                 for i in dsm.prange(len(x)):
                     x[i] += 10 ** (n + round_)
 
-    there, here = make(), make()
+    there, here = take(base.copy()), take(base.copy())
     kernel(**dict(zip("abc", there, strict=False)))
     kernel.serial(**dict(zip("abc", here, strict=False)))
     for x, y in zip(there, here, strict=True):
@@ -369,9 +368,9 @@ def test_any_view_of_a_shared_array_is_the_same_memory(name: str, engine: str) -
     if view.flags.writeable and view.dtype == float:
         expected = base.copy()
         VIEWS[name](expected)[...] = 1
-        dsm.parallel(workers=2, engine=engine)(
-            lambda v: v.fill(1) if dsm.rank() == 0 else None
-        )(view)
+        dsm.parallel(workers=2, engine=engine)(lambda v: v.fill(1) if dsm.rank() == 0 else None)(
+            view
+        )
         np.testing.assert_array_equal(base, expected)
 
 
@@ -423,7 +422,9 @@ def test_a_shared_array_is_live_while_the_region_runs() -> None:
     assert seen == [1]
 
 
-@given(hnp.arrays(np.float64, hnp.array_shapes(max_dims=3, max_side=5), elements=st.integers(-9, 9)))
+@given(
+    hnp.arrays(np.float64, hnp.array_shapes(max_dims=3, max_side=5), elements=st.integers(-9, 9))
+)
 @settings(deadline=None, max_examples=30, suppress_health_check=list(HealthCheck))
 def test_plain_and_shared_arrays_end_the_same(a: np.ndarray) -> None:
     plain, shared = a.copy(), dsm.array(a)
@@ -531,7 +532,7 @@ def test_a_name_that_is_parameter_and_capture_means_the_parameter() -> None:
 
 def test_an_unknown_name_is_refused_at_decoration_with_what_it_could_be() -> None:
     local = np.zeros(3)
-    with pytest.raises(ValueError, match="'C'.*it could be 'A', 'B', 'local'"):
+    with pytest.raises(ValueError, match=r"'C'.*it could be 'A', 'B', 'local'"):
 
         @dsm.parallel(shared=["A", "C"])
         def kernel(A: Any, B: Any) -> None:
@@ -603,9 +604,11 @@ def test_naming_what_cannot_be_shared_says_what_to_pass(value: Any, message: str
 def test_naming_a_read_only_array_for_writing_is_refused() -> None:
     a = np.zeros(3)
     a.flags.writeable = False
-    with pytest.raises(ValueError, match="'a' for writing.*read-only.*'in'"):
+    with pytest.raises(ValueError, match=r"'a' for writing.*read-only.*'in'"):
         dsm.parallel(workers=2, shared=["a"])(lambda a: None)(a)
-    assert dsm.parallel(workers=2, shared={"a": "in"})(lambda a: a.flags.writeable)(a) == [False] * 2
+    assert (
+        dsm.parallel(workers=2, shared={"a": "in"})(lambda a: a.flags.writeable)(a) == [False] * 2
+    )
 
 
 def test_intents_in_out_and_inout() -> None:
@@ -634,7 +637,12 @@ def test_plain_arrays_that_are_not_named_arrive_read_only() -> None:
 
     @dsm.parallel(workers=2, shared=["a"])
     def kernel(a: np.ndarray, b: np.ndarray) -> Any:
-        return a.flags.writeable, b.flags.writeable, captured.flags.writeable, GLOBAL.flags.writeable
+        return (
+            a.flags.writeable,
+            b.flags.writeable,
+            captured.flags.writeable,
+            GLOBAL.flags.writeable,
+        )
 
     assert kernel(np.zeros(3), np.zeros(3)) == [(True, False, False, False)] * 2
     with pytest.raises(ValueError, match="read-only"):
