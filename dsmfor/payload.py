@@ -222,8 +222,10 @@ class Skeleton:
             self._add(value)
         elif value is not MISSING and not (
             _importable_module(value)
-            or (isinstance(value, (FunctionType, BuiltinFunctionType, type))
-            and importable(value, self.own))
+            or (
+                isinstance(value, (FunctionType, BuiltinFunctionType, type))
+                and importable(value, self.own)
+            )
         ):
             self._data.append(slot)
             return False

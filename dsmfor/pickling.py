@@ -152,7 +152,10 @@ class _General(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             return travel(value)
         elif type(value) is _CACHED and not importable(value, self.context.own):
             return _cached, (value.__wrapped__, value.cache_parameters())
-        return super().reducer_override(value)
+        reduced = super().reducer_override(value)
+        if isinstance(value, type) and "__slots__" in vars(value) and reduced is not NotImplemented:
+            _make_slots(reduced, vars(value)["__slots__"])
+        return reduced
 
 
 def importable(value: Any, own: frozenset[str] = frozenset()) -> bool:
@@ -226,6 +229,12 @@ def dump(
                 for module in flipped:
                     cloudpickle.unregister_pickle_by_value(module)
     return Dump(file.getvalue(), context.segments)
+
+
+def _make_slots(reduced: Any, slots: Any) -> None:
+    """Have cloudpickle make a class with its slots: set afterwards, they are an attribute."""
+    if isinstance(reduced, tuple) and reduced[0] is cloudpickle.cloudpickle._make_skeleton_class:
+        reduced[1][3]["__slots__"] = slots
 
 
 def _cached(function: Any, parameters: dict[str, Any]) -> Any:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import builtins
 import inspect
+import itertools
+import os
 import time
 from collections.abc import Iterator, Sequence
-from random import Random
 from types import FunctionType
 from typing import Any
 
@@ -31,7 +32,9 @@ __all__ = ["Sharing", "run"]
 _NO_VIEWS: dict[int, np.ndarray] = {}
 _MASK = (1 << 64) - 1
 _MOST_NOTES = 4  # of other ranks' exceptions
-_draw = Random()  # seeds for calls that name none; not the user's generator
+# Seeds for calls that name none: consecutive numbers from a random one on. Not the `random` module,
+# which a file of that name beside the user's script would hide.
+_seeds = itertools.count(int.from_bytes(os.urandom(7), "little"))
 
 
 class Sharing:
@@ -243,7 +246,7 @@ def run(
             stage.views if stage is not None else _NO_VIEWS,
             (options.schedule or "static", options.chunk, options.blas_threads),
         )
-        seed = _draw.getrandbits(63) if options.seed is None else options.seed & _MASK
+        seed = (next(_seeds) if options.seed is None else options.seed) & _MASK
         intact = False
         try:
             ended = process.run(size, message, seed, options.timeout)

@@ -9,10 +9,12 @@ where they were after the first minute's twentieth part.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import os
 import random
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -159,6 +161,8 @@ def holdings() -> dict[str, int]:
 
 @pytest.mark.soak
 def test_random_kills_for_minutes():
+    # In place of pytest's, which allows a test three minutes.
+    faulthandler.dump_traceback_later(1.05 * SECONDS + 120, exit=True, file=sys.__stderr__)
     print(f"\nDSM_SOAK_SEED={SEED} DSM_SOAK_SECONDS={SECONDS:g}")
     warm_up, measured = Soak(), Soak()
     warm_up.until = time.monotonic() + max(SECONDS / 20, 2)

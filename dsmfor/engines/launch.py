@@ -8,6 +8,7 @@ caller's pidfd, so it learns of the caller's end from the kernel.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import select
 import signal
@@ -289,7 +290,9 @@ def _exec_warden(end: socket.socket) -> int:
             "sys.executable is empty: this Python is embedded in another program, which must set "
             "it to the path of a Python interpreter before dsmfor can start workers"
         )
-    pidfd = os.pidfd_open(os.getpid())
+    # Above the standard streams, which are made anew in the child where they are closed here.
+    pidfd = _above_streams(os.pidfd_open(os.getpid()))
+    theirs = _above_streams(os.dup(end.fileno()))
     try:
         path = [os.path.abspath(place) if place else place for place in sys.path]
         here = str(Path(__file__).resolve().parent.parent.parent)
@@ -298,15 +301,21 @@ def _exec_warden(end: socket.socket) -> int:
         packages = str(Path(np.__file__).resolve().parent.parent)
         if packages not in path:
             path.append(packages)
-        source = _SOURCE.format(path=path, fd=end.fileno(), pidfd=pidfd)
+        source = _SOURCE.format(path=path, fd=theirs, pidfd=pidfd)
         environ = dict(os.environ) | dict.fromkeys(BLAS_VARIABLES, "1")
-        os.set_inheritable(end.fileno(), True)
+        os.set_inheritable(theirs, True)
         os.set_inheritable(pidfd, True)
+        null: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+        null += [
+            (os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0)
+            for stream in (1, 2)
+            if _closed(stream)
+        ]
         return os.posix_spawn(
             sys.executable,
             [sys.executable, *_interpreter_flags(), "-P", "-c", source],
             environ,
-            file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
+            file_actions=null,
             setsid=True,
             setsigmask=[],
             # what the caller ignores would stay ignored: its SIGCHLD, our reaping
@@ -314,6 +323,22 @@ def _exec_warden(end: socket.socket) -> int:
         )
     finally:
         os.close(pidfd)
+        os.close(theirs)
+
+
+def _above_streams(fd: int) -> int:
+    """The same file under a number above those of the standard streams; closes `fd`."""
+    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
+    os.close(fd)
+    return high
+
+
+def _closed(stream: int) -> bool:
+    try:
+        os.fstat(stream)
+    except OSError:
+        return True
+    return False
 
 
 def _interpreter_flags() -> list[str]:

@@ -146,8 +146,10 @@ def _give_back(crew: Crew) -> None:
         if crew not in _busy:
             return  # the warden's end took it
         _busy.discard(crew)
-        if not crew.at_rest:
+        if crew.line is not _line or not crew.at_rest:
             crew.disband()
+            if crew.line is not _line and not _serving(crew.line):
+                crew.line.stop()  # of a warden that has gone since
             return
         _idle.append(crew)
         if _pending() and _keeper is not None:
@@ -193,8 +195,13 @@ def _forget(lost: Crew | None = None) -> None:
             _busy.discard(crew)
     if _line is line:
         _line = None
-    if not any(crew.line is line for crew in _busy):
+    if not _serving(line):
         line.stop()
+
+
+def _serving(line: WardenLine) -> bool:
+    """Whether a crew of that warden is left."""
+    return any(crew.line is line for crew in [*_idle, *_busy])
 
 
 def _resolve(segment: int) -> tuple[int, int]:

@@ -25,8 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import dsmfor.arrays
-import dsmfor.pickling  # noqa: F401  # imported here once, for all workers
+from dsmfor import segments
 from dsmfor._native.block import REASONS, Block, adopt_orphans
 from dsmfor.engines import worker
 from dsmfor.engines.channel import pair, receive, send
@@ -295,6 +294,8 @@ def main(caller_fd: int, caller_pidfd: int, path: list[str]) -> None:
     threads = len(os.listdir("/proc/self/task"))
     if threads != 1:
         raise SystemExit(f"the warden has {threads} threads and must not fork")
+    with contextlib.suppress(Exception):  # what is wrong is said to whoever needs an array
+        segments.create(1)  # imports and verifies SharedArray, once for all workers
     gc.collect()
     gc.freeze()
     send(caller, ("ready", os.getpid()))

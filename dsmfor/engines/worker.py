@@ -274,7 +274,10 @@ class Worker:
             self.running = True
             try:
                 if member.broken:  # a stop signal that came before `running` was not heard
-                    raise Stop("the region had failed before this rank began")
+                    raise Stop(
+                        f"rank {self.rank} of {size} had not begun the kernel when the region "
+                        "failed in another rank"
+                    )
                 value = kernel(*args, **kwargs)
                 self.running = False
             finally:
