@@ -540,7 +540,8 @@ def test_two_hundred_redefinitions_leave_the_workers_memory_flat(what: str) -> N
     for n in range(1080, 1280):  # 40 MB of constants
         redefine(n)
     grown = [(b - a) >> 20 for a, b in zip(before, worker_memory(), strict=True)]
-    assert max(grown) < 12, f"MiB by which warden and workers grew: {grown}"
+    # A leak would be all 40; the allocator's slack was up to 14, and no more after 2000.
+    assert max(grown) < 20, f"MiB by which warden and workers grew: {grown}"
 
 
 # -- Aliases ------------------------------------------------------------------------------------

@@ -89,9 +89,9 @@ class Crew:
             self.block.repair()
             self.letters = Letters(self.block, self.workers, line, guard)
             self.mailbox = Mailbox()
+            self.closed = False
             line.tell("crew", number, fds=[fd, self.mailbox.page.fd])
             self.mailbox.page.release()
-            self.closed = False
         finally:
             os.close(fd)
 
@@ -188,24 +188,24 @@ class Crew:
 
     def disband(self) -> None:
         """End every worker; the warden reaps them."""
-        self.close()
         with contextlib.suppress(WardenGone):
             self.line.tell("disband", self.number)
+        self.close()
 
     def close(self) -> None:
         """Let go of the workers' descriptors."""
-        self.closed = True
         self.block.watch([])
         for worker in self.workers:
             if worker:
                 self.line.dismiss(worker.recruit)
         self.workers.clear()
+        self.closed = True
 
     def __del__(self) -> None:
         """Nobody holds the crew: a Ctrl-C struck between taking it and giving it back."""
         if not self.closed:
-            self.close()
             lost.append((self.line, self.number))
+            self.close()
 
     # -- a region ------------------------------------------------------------------------------
 

@@ -262,6 +262,11 @@ class WardenLine:
         if fd >= 0:
             os.close(fd)
 
+    def __del__(self) -> None:
+        """Nobody holds the line: a Ctrl-C struck while it was made."""
+        if getattr(self, "pidfd", -1) >= 0:
+            self.close()
+
     def stop(self) -> None:
         """End the warden, and by that its workers, and wait until they are gone."""
         pidfd = self.pidfd

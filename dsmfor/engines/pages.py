@@ -8,10 +8,11 @@ written again is PROTOCOL.md, section 5.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from dsmfor import segments
@@ -104,7 +105,7 @@ class Broker:
         self.exported: dict[int, Any] = {}  # roots that results name, until the caller lets go
         self.lent: dict[int, Any] = {}  # roots that peers were told of, until the region is over
         self._lent_keys: set[tuple[Any, ...]] = set()  # large values, likewise
-        self.talking = False  # between a question to the warden and its answer
+        self.shields = 0  # how deep we are in what a stop signal must not tear apart
         self.stopped = False  # a stop signal came meanwhile
 
     @property
@@ -130,26 +131,33 @@ class Broker:
             send(self._end, ("drop", ("segment", segment)))
 
     def _ask(self, verb: str, key: tuple[Any, ...], fds: Sequence[int] = ()) -> list[int]:
-        """Question and answer; a stop signal in between is heard after it, not inside."""
-        self.talking = True
-        try:
-            send(self._end, (verb, key), fds)
-            letter = receive(self._end)
-            if letter is None:
-                os._exit(1)  # the warden has gone, and we go with it
-        finally:
-            self.talking = False
-        if self.stopped:
-            self.stopped = False
-            for fd in letter[1]:
-                os.close(fd)
-            raise Stop("the region was stopped")
+        """Question and answer."""
+        send(self._end, (verb, key), fds)
+        letter = receive(self._end)
+        if letter is None:
+            os._exit(1)  # the warden has gone, and we go with it
         return letter[1]
+
+    @contextlib.contextmanager
+    def shielded(self) -> Iterator[None]:
+        """Let a stop signal wait until what is begun is done.
+
+        Between a question to the warden and its answer it would leave the answer to the next one
+        who asks; between an answer and its use, a descriptor to nobody.
+        """
+        self.shields += 1
+        try:
+            yield
+        finally:
+            self.shields -= 1
+        if self.stopped and not self.shields:
+            self.stopped = False
+            raise Stop("the region was stopped")
 
     def lend(self, key: tuple[Any, ...], fd: int) -> None:
         """`put`, until the region is over."""
-        self.put(key, fd)
         self._lent_keys.add(key)
+        self.put(key, fd)
 
     def take_back(self) -> None:
         """The region is over, or another begins: nobody asks for what peers were lent."""
@@ -168,7 +176,7 @@ class Broker:
                     self._put.add(segment)
 
     def resolve(self, segment: int) -> tuple[int, int]:
-        """Descriptor and size of a segment that another worker made."""
+        """Descriptor and size of a segment that another worker made; called by `segments.fetch`."""
         fd = self.get(("segment", segment))
         return fd, os.fstat(fd).st_size - segments.FOOTER.size
 
@@ -184,6 +192,10 @@ class Areas:
 
     def publish(self, area: int, value: object) -> None:
         """Write the value to this rank's area, or leave a large one with the warden."""
+        with self._broker.shielded():
+            self._publish(area, value)
+
+    def _publish(self, area: int, value: object) -> None:
         data, used = dump(value)
         self._broker.export(used, self._broker.lent)
         offset = OUTCOME + area * _AREA
@@ -199,6 +211,10 @@ class Areas:
 
     def collect(self, rank: int, area: int) -> Any:
         """Read the value in another rank's area."""
+        with self._broker.shielded():
+            return self._collect(rank, area)
+
+    def _collect(self, rank: int, area: int) -> Any:
         page = self._page_of(rank)
         offset = OUTCOME + area * _AREA
         (length,) = _LENGTH.unpack(page.read(offset, _LENGTH.size))

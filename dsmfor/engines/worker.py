@@ -129,7 +129,7 @@ class Worker:
         self.page.release()
 
     def on_stop(self, _signum: int, _frame: object) -> None:
-        if self.running and self.broker.talking:
+        if self.running and self.broker.shields:
             self.broker.stopped = True
         elif self.running:
             self.running = False
@@ -253,6 +253,7 @@ class Worker:
         block, member = self.block, self.member
         size = block.region_size()
         member.begin(epoch, size)
+        self.broker.stopped = False
         if self.broker.exported:
             self.broker.exported.clear()
         if self.broker.lending:
