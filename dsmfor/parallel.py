@@ -221,7 +221,7 @@ def parallel(
     timeout : float, seconds, optional
         Stop the region after this long.
     blas_threads : int or None
-        Threads of BLAS and OpenMP libraries in each worker; None leaves them as they are.
+        Threads of BLAS and OpenMP libraries in each worker; None for as many as there are cores.
     seed : int, optional
         Chooses the permutations of schedule 'random'. Default: a new one for every call; 0 on the
         serial engine.

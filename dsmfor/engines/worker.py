@@ -111,6 +111,7 @@ class Worker:
         self.freed: deque[int] = deque()  # segments of ours that are gone
         self.bulk: int | None = None  # descriptor of a message that did not fit the mailbox
         self.blas: int | None = 1
+        self.environ: dict[str, str] = {}  # the caller's
         self.running = False
 
         segments.set_creator(post.incarnation)
@@ -182,25 +183,30 @@ class Worker:
 
     def apply(self, settings: dict[str, Any]) -> None:
         """Follow the caller's environment, module path and directory."""
+        self.environ = settings["environ"]
         os.environ.clear()
-        os.environ.update(settings["environ"])
+        os.environ.update(self.environ)
         self.limit_blas_variables()
         sys.path[:] = settings["path"]
         with contextlib.suppress(OSError):  # it may be gone; the caller is there no more either
             os.chdir(settings["cwd"])
 
     def limit_blas_variables(self) -> None:
-        """For BLAS libraries that a kernel loads later."""
-        if self.blas is not None:
-            for name in BLAS_VARIABLES:
-                os.environ[name] = str(self.blas)
+        """For BLAS libraries that a kernel loads later; without a limit, what the caller has."""
+        for name in BLAS_VARIABLES:
+            value = self.environ.get(name) if self.blas is None else str(self.blas)
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
     def limit_blas(self, threads: int | None) -> None:
         if threads == self.blas:
             return
         self.blas = threads
         self.limit_blas_variables()
-        threadpoolctl.threadpool_limits(limits=threads)
+        cores = len(os.sched_getaffinity(0))
+        threadpoolctl.threadpool_limits(limits=cores if threads is None else threads)
 
     # -- a region ------------------------------------------------------------------------------
 
