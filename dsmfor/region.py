@@ -230,7 +230,7 @@ def run(
     RegionError, WorkerDied, RegionTimeout
     """
     began = time.perf_counter()
-    arguments = sharing.bind(args, kwargs)
+    arguments = sharing.bind(args, kwargs) if args or kwargs or sharing.parameters else kwargs
     skeleton, values = kernel.refresh()
     stage = None
     if arguments or values:

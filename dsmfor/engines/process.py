@@ -33,7 +33,7 @@ _MOST_RANKS = 1024
 
 _guard = threading.RLock()
 _idle: list[Crew] = []
-_busy: weakref.WeakSet[Crew] = weakref.WeakSet()  # one that no frame holds is busy no more
+_crews: weakref.WeakSet[Crew] = weakref.WeakSet()  # all; one that nobody holds is gone
 _numbers = iter(range(1, 1 << 62))
 _line: WardenLine | None = None
 _keeper: Housekeeper | None = None
@@ -83,13 +83,23 @@ def run(size: int, message: Message, seed: int = 0, timeout: float | None = None
             _give_back(crew)
 
 
+def _living() -> list[Crew]:
+    """All crews that have workers."""
+    return [crew for crew in _crews if not crew.closed]
+
+
+def _busy() -> list[Crew]:
+    """Crews that threads have taken for their regions."""
+    return [crew for crew in _living() if crew not in _idle]
+
+
 def _retire() -> None:
     """Have every crew forget the skeletons that are gone, at its next region."""
     with _guard:
         gone = set()
         while retired:
             gone.add(retired.popleft())
-        for crew in [*_idle, *_busy]:
+        for crew in _living():
             crew.letters.retired |= gone
 
 
@@ -99,7 +109,6 @@ def _take(size: int) -> Crew:
         for crew in reversed(_idle):  # the one that was used last, first
             if len(crew.workers) == size and crew.ready() and not _pending():
                 _idle.remove(crew)
-                _busy.add(crew)
                 return crew
         return _prepare(size)
 
@@ -118,10 +127,12 @@ def _prepare(size: int) -> Crew:
         _idle.remove(crew)
         crew.disband()
     fitting = sorted(_idle, key=lambda c: (len(c.workers) < size, abs(len(c.workers) - size)))
-    crew = fitting[0] if fitting else Crew(_line, _guard, next(_numbers))
-    if crew in _idle:
+    if fitting:
+        crew = fitting[0]
         _idle.remove(crew)
-    _busy.add(crew)
+    else:
+        crew = Crew(_line, _guard, next(_numbers))
+        _crews.add(crew)
     try:
         if len(crew.workers) < size or not crew.ready():
             crew.muster(size)
@@ -143,9 +154,8 @@ def _disband_lost() -> None:
 def _give_back(crew: Crew) -> None:
     """A crew at rest serves again; one that was interrupted at a bad moment is ended."""
     with _guard:
-        if crew not in _busy:
+        if crew.closed:
             return  # the warden's end took it
-        _busy.discard(crew)
         if crew.line is not _line or not crew.at_rest:
             crew.disband()
             if crew.line is not _line and not _serving(crew.line):
@@ -187,12 +197,11 @@ def _forget(lost: Crew | None = None) -> None:
     line = _line if lost is None else lost.line
     if line is None:
         return
-    for crew in [*_idle, *_busy]:
+    for crew in _living():
         if crew is lost or (crew.line is line and crew in _idle):
             crew.close()
             if crew in _idle:
                 _idle.remove(crew)
-            _busy.discard(crew)
     if _line is line:
         _line = None
     if not _serving(line):
@@ -201,7 +210,7 @@ def _forget(lost: Crew | None = None) -> None:
 
 def _serving(line: WardenLine) -> bool:
     """Whether a crew of that warden is left."""
-    return any(crew.line is line for crew in [*_idle, *_busy])
+    return any(crew.line is line for crew in _living())
 
 
 def _resolve(segment: int) -> tuple[int, int]:
@@ -210,7 +219,7 @@ def _resolve(segment: int) -> tuple[int, int]:
         if _line is None:
             raise DSMError(f"segment {segment} was made by a worker that has gone")
         fd = _line.get(("segment", segment))
-        for crew in [*_idle, *_busy]:
+        for crew in _living():
             for worker in crew.workers:
                 if worker is not None and worker.recruit.incarnation == segment >> 40:
                     worker.made.add(segment)  # it hears when the caller lets go
@@ -251,7 +260,7 @@ def _spread() -> list[Crew]:
         if crew.letters.let_go(freed):
             crew.block.ring()
             told.append(crew)
-    for crew in _busy:
+    for crew in _busy():
         if any(worker is not None and worker.segments & freed for worker in crew.workers):
             assert _keeper is not None
             _keeper.freed.extend(freed)
@@ -265,7 +274,7 @@ def team_pids() -> set[int]:
         if _line is None:
             return set()
         return {_line.pid} | {
-            worker.recruit.pid for crew in [*_idle, *_busy] for worker in crew.workers if worker
+            worker.recruit.pid for crew in _living() for worker in crew.workers if worker
         }
 
 
@@ -279,8 +288,8 @@ def shutdown() -> None:
     """
     global _keeper, _line
     with _guard:
-        if _busy:
-            raise DSMError(f"{len(_busy)} regions are running in other threads; let them end first")
+        if busy := _busy():
+            raise DSMError(f"{len(busy)} regions are running in other threads; let them end first")
         staging.drop_spares()
         keeper, _keeper = _keeper, None
         for crew in _idle:
@@ -312,7 +321,7 @@ def _after_fork() -> None:
     if _keeper is not None:
         _keeper.close()
     _keeper = None
-    crews = [*_idle, *_busy]
+    crews = _living()
     lines = {id(crew.line): crew.line for crew in crews}
     if _line is not None:
         lines[id(_line)] = _line
@@ -321,7 +330,6 @@ def _after_fork() -> None:
     for line in lines.values():
         line.close()
     _idle.clear()
-    _busy.clear()
     _line = None
 
 
