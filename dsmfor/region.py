@@ -284,7 +284,13 @@ def _values(ended: Ended, size: int, name: str, timeout: float | None) -> list[A
         return [None if outcome is None else outcome.value for outcome in ended.outcomes]
     own = [(r, f) for r, f in failures if not f.collateral and not _ours(f, ended)]
     if ended.reason == "died":
-        error: BaseException = ended.died[0]
+        error: BaseException = (
+            ended.died[0]
+            if ended.died
+            else WorkerDied(
+                f"a worker of {name} died, and it is not known which; the next call has a full team"
+            )
+        )
         for other in ended.died[1:]:
             error.add_note(f"also: {other}")
         _note_others(error, own)

@@ -99,17 +99,8 @@ class Crew:
 
     def muster(self, size: int) -> None:
         """Have `size` living workers and a clean block, replacing whoever has died."""
-        damaged = self.block.reason()[0] != 0
-        while True:
-            # A death is poison first, then an obituary: after the obituary no poison can follow.
-            gone = self.ended()
-            self.line.read_obituaries(gone)
-            self.bury()
-            if not damaged and not gone:
-                break
-            damaged = False
-            self.block.repair()
-        for _ in range(_ATTEMPTS):
+        for _ in range(_ATTEMPTS + 1):  # the last time round only looks
+            self.mend()
             crowd = max(size, len(self.workers))
             self.workers += [None] * (crowd - len(self.workers))
             wanted = [rank for rank in range(crowd) if self.workers[rank] is None]
@@ -122,6 +113,21 @@ class Crew:
                 "ends them: see stderr and the kernel's log",
                 rank=wanted[0],
             )
+        cores = len(os.sched_getaffinity(0))
+        self.block.linger(_LINGER if len(self.workers) <= cores else 0)
+
+    def mend(self) -> None:
+        """Bury the dead and re-make the words that their deaths have broken."""
+        damaged = self.block.reason()[0] != 0
+        while True:
+            # A death is poison first, then an obituary: after the obituary no poison can follow.
+            gone = self.ended()
+            self.line.read_obituaries(gone)
+            self.bury()
+            if not damaged and not gone:
+                return
+            damaged = False
+            self.block.repair()
 
     def recruit(self, ranks: list[int]) -> None:
         """Fork workers for these ranks; some may not live to take their place."""
@@ -135,8 +141,6 @@ class Crew:
             self.workers[rank] = worker
         self.letters.newcomers()
         self.mailbox.forget()
-        cores = len(os.sched_getaffinity(0))
-        self.block.linger(_LINGER if len(self.workers) <= cores else 0)
         self.watch()
 
     def ready(self) -> bool:

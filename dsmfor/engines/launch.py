@@ -199,6 +199,8 @@ class WardenLine:
             for rank, recruit in recruits.items():
                 page = self._hello(recruit)
                 if page is None:
+                    self.tell("kill", [recruit.pid])
+                    self.read_obituaries([recruit.incarnation])  # its poison comes before that
                     self.dismiss(recruit)
                 else:
                     pages[rank] = recruit, page
