@@ -20,6 +20,7 @@ sys.path.insert(0, str(TESTS))
 
 from benchmarks import harness, report, rows  # noqa: E402 (one name however it was started)
 
+README = TESTS.parent / "README.md"
 DOCUMENT = TESTS.parent / "docs" / "benchmarks.md"
 
 
@@ -40,6 +41,18 @@ def main() -> None:
         output.parent.mkdir(exist_ok=True)
         output.write_text(text)
         say(f"written to {output}")
+    if output == DOCUMENT:
+        into_readme(report.overview(results))
+
+
+def into_readme(table: str) -> None:
+    """Put the overview between the README's markers."""
+    text = README.read_text()
+    begin, end = "<!-- benchmarks -->\n", "<!-- /benchmarks -->"
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    README.write_text(f"{before}{begin}\n{table}\n{end}{after}")
+    say(f"overview written to {README}")
 
 
 def options() -> tuple[rows.Settings, list[harness.Row], Path | None]:

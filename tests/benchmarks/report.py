@@ -49,6 +49,21 @@ def bars(results: Sequence[Result]) -> str:
     return table(("what", "bar", "seen", ""), lines)
 
 
+def overview(results: Sequence[Result]) -> str:
+    """A line for every row: ours, and every other contender's median."""
+    lines = []
+    for result in results:
+        seen = {
+            one.label: result.row.show(statistics.median(result.samples(one.label)))
+            for one in result.row.contenders
+            if one.label not in result.failures and result.samples(one.label)
+        }
+        ours = result.row.contenders[0].label
+        peers = ", ".join(f"{label} {value}" for label, value in seen.items() if label != ours)
+        lines.append((result.row.title, seen.get(ours, "not measured"), peers))
+    return table(("what", "dsmfor", "beside it"), lines)
+
+
 def contenders(result: Result) -> str:
     """One row's table."""
     heading = ("", "median", "lowest to highest", "to ours")
