@@ -109,7 +109,13 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
     "a dict in place": ("x = {1: 2}\ndef helper(): return x", ["x[3] = 4", "x.pop(1)"]),
     "an array in place": (
         "x = np.arange(4)\ndef helper(): return x.tolist(), x.dtype.str",
-        ["x[0] = 9", "x.resize((2, 2), refcheck=False)", "x = x.astype('f4')", "x = x.T", "x.dtype = 'i4'"],
+        [
+            "x[0] = 9",
+            "x.resize((2, 2), refcheck=False)",
+            "x = x.astype('f4')",
+            "x = x.T",
+            "x.dtype = 'i4'",
+        ],
     ),
     "a closure's cell": (
         ("def make():\n"
