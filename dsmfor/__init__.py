@@ -26,8 +26,6 @@ from dsmfor.arrays import (
 from dsmfor.errors import (
     BarrierBroken,
     DSMError,
-    LostWriteError,
-    PerformanceWarning,
     RegionError,
     RegionTimeout,
     SharedMemoryFull,
@@ -48,9 +46,7 @@ __all__ = [
     "DSMError",
     "Dynamic",
     "Guided",
-    "LostWriteError",
     "Parallel",
-    "PerformanceWarning",
     "Random",
     "RegionError",
     "RegionTimeout",

@@ -6,7 +6,6 @@
     ├── RegionError          a call out of place, ranks that diverge, a loop left early
     │   └── BarrierBroken    the region has failed elsewhere; this rank was released from a wait
     ├── WorkerDied           a worker process ended before its region did
-    ├── LostWriteError       the kernel wrote where the caller would never see it
     ├── SharedMemoryFull     (also a MemoryError) no room for a segment; nothing was taken
     └── RegionTimeout        (also a TimeoutError) the region's time ran out
 
@@ -20,8 +19,6 @@ from __future__ import annotations
 __all__ = [
     "BarrierBroken",
     "DSMError",
-    "LostWriteError",
-    "PerformanceWarning",
     "RegionError",
     "RegionTimeout",
     "RemoteTraceback",
@@ -68,10 +65,6 @@ class WorkerDied(DSMError):
         self.exitcode = exitcode
 
 
-class LostWriteError(DSMError):
-    """The kernel changed something that the caller would never see changed."""
-
-
 class SharedMemoryFull(DSMError, MemoryError):
     """There is no room for a segment; nothing was taken and earlier arrays are untouched."""
 
@@ -85,7 +78,3 @@ class RemoteTraceback(DSMError):
 
     def __str__(self) -> str:
         return "\n" + str(self.args[0]) if self.args else ""
-
-
-class PerformanceWarning(UserWarning):
-    """Something works, and costs more than it needs to."""
