@@ -71,7 +71,7 @@ def until(condition: Callable[[], object]) -> None:
 
 def phase(rank: int) -> str:
     """Where a rank of the region that runs is."""
-    crew = next(iter(process._busy), None)
+    crew = next(iter(process._busy()), None)
     return "nowhere" if crew is None else crew.block.place(rank)["phase"]
 
 
@@ -135,6 +135,15 @@ def roll_call():
 def warm(size: int) -> list[int]:
     """Have a team of `size`; its pids."""
     return [pid for _, pid in roll_call.using(workers=size)()]
+
+
+def warden() -> int:
+    """The pid of the warden: the member of the team that is our own child."""
+    return next(
+        pid
+        for pid in process.team_pids()
+        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == str(os.getpid())
+    )
 
 
 def assert_full_team(size: int) -> None:
@@ -350,22 +359,13 @@ def test_death_just_after_a_worker_has_acknowledged():
 
     ends = set()
     for k in range(40):
+        pid = warm(2)[0]
         value, error = outcome(kernel, 0.006 + k * 0.0001)
         ends.add(str(value))
         assert error is None or (error.rank, error.exitcode) == (0, 7)
-        pid = roll_or_died()
-        until(lambda pid=pid: pid is None or not Path(f"/proc/{pid}").exists())
+        until(lambda pid=pid: not Path(f"/proc/{pid}").exists())
     assert ends <= {"None", "[0, 1]"}
     assert_full_team(2)
-
-
-def roll_or_died() -> int | None:
-    """The pid of a rank 0 that is about to die, None if it has died."""
-    try:
-        line = process._idle[-1].workers[0]
-        return None if line is None else line.recruit.pid
-    except IndexError:
-        return None
 
 
 def test_several_die_at_once():
@@ -439,9 +439,8 @@ def test_plain_arrays_are_untouched_after_a_death_and_shared_ones_keep_what_was_
 
 def test_warden_killed_while_idle():
     warm(2)
-    assert process._line is not None
     old = process.team_pids()
-    os.kill(process._line.pid, signal.SIGKILL)
+    os.kill(warden(), signal.SIGKILL)
     until(lambda: all(map(gone, old)))
     with prompt(5.0):
         _, error = outcome(roll_call.using(workers=2))
@@ -466,8 +465,7 @@ def test_warden_killed_in_a_region(place):
 
     def kill():
         until(lambda: shared.all() and phase(0) == place)
-        assert process._line is not None
-        os.kill(process._line.pid, signal.SIGKILL)
+        os.kill(warden(), signal.SIGKILL)
 
     with meanwhile(kill), prompt(), pytest.raises(dsm.WorkerDied, match="warden"):
         kernel(shared, go)
@@ -589,6 +587,7 @@ def test_a_large_result_of_a_stopped_region_is_not_taken_for_the_next_ones():
 
     with pytest.raises(dsm.RegionTimeout):
         kernel.using(timeout=0.3)(1.0, True)
+    warm(2)
     assert [v[0] for v in kernel(2.0, False)] == [2, 2]
 
     def interrupt():
@@ -856,9 +855,13 @@ def test_ctrl_c_at_random_moments_of_small_regions():
             caught += 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ranks = roll_call()
-    known = process.team_pids() - {process._line.pid}
-    children = open(f"/proc/{process._line.pid}/task/{process._line.pid}/children").read().split()
-    tell(ranks=ranks, busy=len(process._busy), unknown=len(children) - len(known),
+    def children(pid):
+        return set(map(int, open(f"/proc/{pid}/task/{pid}/children").read().split()))
+
+    known = process.team_pids()
+    wardens = children(os.getpid())
+    known -= wardens
+    tell(ranks=ranks, wardens=len(wardens), unknown=len(children(*wardens) - known),
          many=len(known) > 6, lost=len(os.listdir("/proc/self/fd")) > before + 3 * len(known) + 8,
          caught=caught)
     process.shutdown()
@@ -866,7 +869,7 @@ def test_ctrl_c_at_random_moments_of_small_regions():
     with Program(body, INTERRUPTER) as program:
         facts = program.hear()
         assert facts.pop("caught") > 20
-        assert facts == {"ranks": [0, 1], "busy": 0, "unknown": 0, "many": False, "lost": False}
+        assert facts == {"ranks": [0, 1], "wardens": 1, "unknown": 0, "many": False, "lost": False}
         assert program.end() == ""
 
 

@@ -114,12 +114,12 @@ class Soak:
         try:
             while not self.over():
                 time.sleep(rng.random() ** 2 * 0.1)
-                line = process._line
-                if line is None:
+                wardens = children(os.getpid())
+                if not wardens:
                     continue
-                victim, what = line.pid, "wardens killed"
+                victim, what = wardens[-1], "wardens killed"
                 if rng.random() > 0.01:
-                    workers = children(line.pid)
+                    workers = children(victim)
                     if not workers:
                         continue
                     victim, what = rng.choice(workers), "workers killed"
