@@ -115,14 +115,12 @@ class Soak:
             while not self.over():
                 time.sleep(rng.random() ** 2 * 0.1)
                 wardens = children(os.getpid())
-                if not wardens:
-                    continue
-                victim, what = wardens[-1], "wardens killed"
-                if rng.random() > 0.01:
-                    workers = children(victim)
-                    if not workers:
-                        continue
-                    victim, what = rng.choice(workers), "workers killed"
+                workers = children(wardens[-1]) if wardens else []
+                if not workers:
+                    continue  # a warden that cannot even start is no WorkerDied
+                victim, what = rng.choice(workers), "workers killed"
+                if rng.random() < 0.01:
+                    victim, what = wardens[-1], "wardens killed"
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(victim, rng.choice([signal.SIGKILL, signal.SIGSEGV]))
                     self.figures[what] += 1
@@ -139,9 +137,13 @@ class Soak:
 
 
 def children(pid: int) -> list[int]:
+    """Processes that any thread of a process has started and not yet waited for."""
+    found: list[int] = []
     with contextlib.suppress(OSError):
-        return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            text = Path(f"/proc/{pid}/task/{thread}/children").read_text()
+            found += map(int, text.split())
+    return found
 
 
 def holdings() -> dict[str, int]:

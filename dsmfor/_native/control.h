@@ -34,6 +34,8 @@
 #define DSM_RING 8
 #define DSM_LOCKS 1024
 #define DSM_RANKS 1024
+#define DSM_LONG 500   /* us: a yield that lasted longer has met one who computes */
+#define DSM_SHY 100000 /* us: how long nobody of this process yields after that */
 #define DSM_LINE __attribute__((aligned(64)))
 
 #define LOAD(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
@@ -124,31 +126,38 @@ static inline void dsm_wake(uint32_t *word, int many, uint32_t bits)
 
 #define DSM_ANYONE FUTEX_BITSET_MATCH_ANY
 
-/* Before sleeping: offer the core to whoever else can run, for `us` microseconds at the most, while
- * *word == seen. 1 if it changed.
- *
- * A core that goes idle costs 30 us and more to wake on a virtual machine, several times what a
- * small region takes; a core that yields is awake, and hands itself over to any process that
- * wants it. Measured (2 cores, 2 workers and the caller, us a region): asleep at once 38, spinning
- * on pause instructions 20 to 350, yielding 4; beside two busy processes: 12, -, 6. */
-static inline int dsm_linger(uint32_t *word, uint32_t seen, int64_t us)
+static inline int64_t dsm_microseconds(void)
 {
     struct timespec t;
-    int64_t now, end = 0;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
+}
+
+/* Before sleeping: offer the core to whoever else can run, for `us` microseconds at the most, while
+ * *word == seen. 1 if it changed. A core that others compute on is left to them: who yields there
+ * waits for the end of a time slice, where a sleeper would be woken at once. So a yield that lasts
+ * is the last for a while.
+ *
+ * A core that goes idle costs 30 us and more to wake on a virtual machine, several times what a
+ * small region takes; a core that yields is awake. Measured in PROTOCOL.md, section 2. */
+static inline int dsm_linger(uint32_t *word, uint32_t seen, int64_t us)
+{
+    static int64_t shy; /* of this process and module, in dsm_microseconds; a race harms nobody */
     if (us <= 0)
         return 0;
+    int64_t before = dsm_microseconds(), end = before + us, now;
+    if (before < shy)
+        return 0;
     for (;;) {
-        for (int i = 0; i < 4; i++) {
-            if (LOAD(word) != seen)
-                return 1;
-            sched_yield();
-        }
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        now = (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
-        if (end == 0)
-            end = now + us;
-        else if (now >= end)
-            return 0;
+        if (LOAD(word) != seen)
+            return 1;
+        sched_yield();
+        now = dsm_microseconds();
+        if (now - before > DSM_LONG)
+            shy = now + DSM_SHY;
+        if (now >= end)
+            return LOAD(word) != seen;
+        before = now;
     }
 }
 

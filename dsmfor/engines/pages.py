@@ -132,8 +132,11 @@ class Broker:
 
     def _ask(self, verb: str, key: tuple[Any, ...], fds: Sequence[int] = ()) -> list[int]:
         """Question and answer."""
-        send(self._end, (verb, key), fds)
-        letter = receive(self._end)
+        try:
+            send(self._end, (verb, key), fds)
+            letter = receive(self._end)
+        except BrokenPipeError:
+            letter = None
         if letter is None:
             os._exit(1)  # the warden has gone, and we go with it
         return letter[1]
