@@ -855,6 +855,7 @@ def test_ctrl_c_at_random_moments_of_small_regions():
         except KeyboardInterrupt:
             caught += 1
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    child.wait()
     ranks = roll_call()
     def children(pid):
         return set(map(int, open(f"/proc/{pid}/task/{pid}/children").read().split()))

@@ -126,9 +126,11 @@ def _prepare(size: int) -> Crew:
     for crew in [crew for crew in _idle if crew.letters.spoilt]:
         _idle.remove(crew)
         crew.disband()
-    fitting = sorted(_idle, key=lambda c: (len(c.workers) < size, abs(len(c.workers) - size)))
-    if fitting:
-        crew = fitting[0]
+    if _idle:
+        crew = min(
+            reversed(_idle),  # of equals, the one that was used last
+            key=lambda crew: (len(crew.workers) < size, abs(len(crew.workers) - size)),
+        )
         _idle.remove(crew)
     else:
         crew = Crew(_line, _guard, next(_numbers))
