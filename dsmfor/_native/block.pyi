@@ -1,5 +1,6 @@
 from typing import Any, Final
 
+LAYOUT: Final[int]
 REASONS: Final[tuple[str, ...]]
 PHASES: Final[tuple[str, ...]]
 DONE: Final[int]

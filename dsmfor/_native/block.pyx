@@ -42,7 +42,7 @@ cdef extern from "<fcntl.h>" nogil:
 
 import fcntl
 
-# fcntl.h has these only from glibc 2.27 / CPython 3.?? on; the kernel's numbers are for ever.
+# Python's fcntl does not have all of these; the kernel's numbers are for ever.
 cdef int SEAL_SEAL = 1, SEAL_SHRINK = 2, SEAL_GROW = 4, SEAL_WRITE = 8, SEAL_FUTURE_WRITE = 16
 
 REASONS = ("none", "raised", "diverged", "left", "died", "interrupted", "timeout")
@@ -50,6 +50,9 @@ PHASES = ("starting up", "idle", "unpickling its arguments", "computing", "in a 
           "at a barrier", "waiting for a lock", "waiting to enter a loop", "pickling its result")
 SCHEDULES = ("static", "static", "random", "dynamic", "guided", "auto")
 PLACES = ("", "prange", "barrier", "single", "critical", "cancel")
+
+# Of the block, in bytes: caller and warden must have been built from the same header.
+LAYOUT = sizeof(dsm_control)
 
 # How a wait of the caller ended.
 DONE, BROKEN, LATE, DEAD = 0, 1, 2, 3

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from dsmfor._native.block import LAYOUT
 from dsmfor.engines.channel import lift, pair, receive, send
 from dsmfor.engines.worker import BLAS_VARIABLES
 from dsmfor.errors import DSMError
@@ -96,12 +97,18 @@ class WardenLine:
         try:
             self.pidfd = lift(os.pidfd_open(self.pid))
             self.follow()
-            self._await("ready")
+            (_, layout), _ = self._await("ready")
+            if layout != LAYOUT:
+                raise DSMError(
+                    "dsmfor was installed anew while this program ran, and its new workers do not "
+                    "fit; restart the program"
+                )
         except WardenGone:
             self.stop()
             raise DSMError(
-                f"the warden of the workers (pid {self.pid}) ended while it started; its message "
-                f"is on stderr. It runs {sys.executable!r} with this program's sys.path"
+                f"the warden of the workers (pid {self.pid}) ended while it started: it was killed, "
+                f"or its message is on stderr. It runs {sys.executable!r} with this program's "
+                "sys.path"
             ) from None
         except BaseException:
             self.stop()

@@ -309,10 +309,11 @@ def _at_exit() -> None:
         return
     global _keeper
     keeper, _keeper = _keeper, None
-    if _line is not None:
-        _line.stop()
-    if keeper is not None:
-        keeper.stop()
+    with contextlib.suppress(KeyboardInterrupt):  # the warden ends without us, too
+        if _line is not None:
+            _line.stop()
+        if keeper is not None:
+            keeper.stop()
 
 
 def _after_fork() -> None:

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsmfor import segments
-from dsmfor._native.block import REASONS, Block, adopt_orphans
+from dsmfor._native.block import LAYOUT, REASONS, Block, adopt_orphans
 from dsmfor.engines import worker
 from dsmfor.engines.channel import pair, receive, send
 
@@ -298,7 +298,7 @@ def main(caller_fd: int, caller_pidfd: int, path: list[str]) -> None:
         segments.create(1)  # imports and verifies SharedArray, once for all workers
     gc.collect()
     gc.freeze()
-    send(caller, ("ready", os.getpid()))
+    send(caller, ("ready", LAYOUT))
     Warden(caller, caller_pidfd).serve()
 
 
