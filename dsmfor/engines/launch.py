@@ -106,9 +106,9 @@ class WardenLine:
         except WardenGone:
             self.stop()
             raise DSMError(
-                f"the warden of the workers (pid {self.pid}) ended while it started: it was killed, "
-                f"or its message is on stderr. It runs {sys.executable!r} with this program's "
-                "sys.path"
+                f"the warden of the workers (pid {self.pid}) ended while it started: it was "
+                f"killed, or its message is on stderr. It runs {sys.executable!r} with this "
+                "program's sys.path"
             ) from None
         except BaseException:
             self.stop()
