@@ -15,7 +15,9 @@ Guarantees
 from __future__ import annotations
 
 import functools
+import gc
 import io
+import itertools
 import os
 import pickle
 import sys
@@ -40,6 +42,8 @@ _switch = threading.Lock()
 # cloudpickle numbers every class that it sends by value, and knows it again by that number.
 _by_class: MutableMapping[type, str] = cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_CLASS
 _by_number: MutableMapping[str, type] = cloudpickle.cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID
+_made_anew = itertools.count(1)  # loads that made classes
+_COLLECT_EVERY = 32
 _received: set[str] = set()  # numbers of classes that came by value from the caller
 
 
@@ -280,6 +284,8 @@ def load_classes_anew(data: bytes, functions: list[FunctionType]) -> Any:
     finally:
         if len(_by_number) > len(before):
             _received.update(set(_by_number) - before)
+            if next(_made_anew) % _COLLECT_EVERY == 0:
+                gc.collect()  # a class is a cycle
 
 
 def _recall(number: int) -> FunctionType:

@@ -114,7 +114,7 @@ CHANGES: dict[str, tuple[str, list[str]]] = {
             "x.resize((2, 2), refcheck=False)",
             "x = x.astype('f4')",
             "x = x.T",
-            "x.dtype = 'i4'",
+            "x = x.view('i4')",
         ],
     ),
     "a closure's cell": (
