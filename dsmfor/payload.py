@@ -57,7 +57,13 @@ __all__ = [
 
 _serials = itertools.count(1)
 retired: deque[int] = deque()  # serials of skeletons that are gone, for workers to forget
-_GLOBAL_OPS = {"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL"}
+_GLOBAL_OPS = {
+    "LOAD_GLOBAL",
+    "LOAD_NAME",
+    "LOAD_FROM_DICT_OR_GLOBALS",  # of annotations and class bodies, from Python 3.12 on
+    "STORE_GLOBAL",
+    "DELETE_GLOBAL",
+}
 _CONSTANTS = {
     "None",
     "True",

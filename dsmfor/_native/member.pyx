@@ -310,7 +310,7 @@ cdef class Member:
         entry = dsm_named(b, n0, n1)
         dsm_give(&b.table)
         if entry == NULL:
-            raise RegionError(f"critical({name!r}) would be the {1025}th name of a team, which has "
+            raise RegionError(f"critical({name!r}) would be the 1025th name of a team, which has "
                               "room for 1024: take a lock per group of items, not one per item")
         lock = Lock.__new__(Lock)
         lock.member = self
