@@ -26,6 +26,8 @@ from dsmfor.arrays import (
 from dsmfor.errors import (
     BarrierBroken,
     DSMError,
+    LostWriteError,
+    PerformanceWarning,
     RegionError,
     RegionTimeout,
     SharedMemoryFull,
@@ -46,7 +48,9 @@ __all__ = [
     "DSMError",
     "Dynamic",
     "Guided",
+    "LostWriteError",
     "Parallel",
+    "PerformanceWarning",
     "Random",
     "RegionError",
     "RegionTimeout",

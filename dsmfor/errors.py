@@ -5,9 +5,12 @@
     DSMError
     ├── RegionError          a call out of place, ranks that diverge, a loop left early
     │   └── BarrierBroken    the region has failed elsewhere; this rank was released from a wait
+    ├── LostWriteError       a kernel changed what the caller would never see changed
     ├── WorkerDied           a worker process ended before its region did
     ├── SharedMemoryFull     (also a MemoryError) no room for a segment; nothing was taken
     └── RegionTimeout        (also a TimeoutError) the region's time ran out
+
+    PerformanceWarning       (a UserWarning) a call is right, and slower than it needs to be
 
 An exception that the kernel raises is none of these: it comes back to the caller as itself.
 Bad arguments raise Python's own ``TypeError`` and ``ValueError``.
@@ -19,6 +22,8 @@ from __future__ import annotations
 __all__ = [
     "BarrierBroken",
     "DSMError",
+    "LostWriteError",
+    "PerformanceWarning",
     "RegionError",
     "RegionTimeout",
     "RemoteTraceback",
@@ -41,6 +46,14 @@ class BarrierBroken(RegionError):
     Seen inside kernels only. It is never what the caller is shown while another rank
     has the real reason.
     """
+
+
+class LostWriteError(DSMError):
+    """A kernel changed a variable, list, dict, set or object that workers have copies of."""
+
+
+class PerformanceWarning(UserWarning):
+    """A call does what it should, and takes longer than it needs to."""
 
 
 class WorkerDied(DSMError):

@@ -42,7 +42,7 @@ def describe_failure(error: BaseException, note: str) -> Failure:
     text = "".join(traceback.format_exception(error))
     pickled: bytes | None
     try:
-        pickled = dump(_bare(error)).data
+        pickled = dump(_bare(error))
         load(pickled)
     except Exception:  # noqa: BLE001  # the user's pickling may raise anything
         pickled = None

@@ -19,9 +19,9 @@ from dsmfor.engines import serial
 from dsmfor.options import Options, engine, override, resolve, workers
 from dsmfor.payload import Kernel
 from dsmfor.reduction import Reduce, fold
-from dsmfor.region import Sharing
 from dsmfor.report import Report
 from dsmfor.schedules import Schedule
+from dsmfor.sharing import Sharing
 from dsmfor.team import Settings, current
 
 __all__ = ["Parallel", "parallel"]
@@ -32,10 +32,11 @@ P = ParamSpec("P")
 class _Core:
     """What every variant of one decorated function has in common."""
 
-    def __init__(self, function: FunctionType, shared: Any) -> None:
+    def __init__(self, function: FunctionType, shared: Any, private: Any) -> None:
         self.function = function
         self.shared = shared
-        self.sharing = Sharing(function, shared)
+        self.private = private
+        self.sharing = Sharing(function, shared, private)
         self.kernel = Kernel(function)
         self.costs: tuple[str, int, float, int, int] | None = None  # of the last call
 
@@ -147,14 +148,14 @@ class Parallel(Generic[P]):
         """How it goes to workers: by value, with its function."""
         core = self._core
         rest = (self._options, self._choices, self._bound, self._here)
-        return _restore, (core.function, core.shared, *rest)
+        return _restore, (core.function, core.shared, core.private, *rest)
 
     def __repr__(self) -> str:
         return f"<dsm.parallel kernel {self._core.function.__qualname__}>"
 
 
-def _restore(function: FunctionType, shared: Any, *rest: Any) -> Parallel[...]:
-    return Parallel(_Core(function, shared), *rest)
+def _restore(function: FunctionType, shared: Any, private: Any, *rest: Any) -> Parallel[...]:
+    return Parallel(_Core(function, shared, private), *rest)
 
 
 @overload
@@ -168,6 +169,7 @@ def parallel(
     *,
     workers: int | None = None,
     shared: Any = None,
+    private: Any = (),
     schedule: str | Schedule | None = None,
     chunk: int | None = None,
     reduce: Reduce = None,
@@ -184,6 +186,7 @@ def parallel(
     *,
     workers: int | None = None,
     shared: Any = None,
+    private: Any = (),
     schedule: str | Schedule | None = None,
     chunk: int | None = None,
     reduce: Reduce = None,
@@ -206,9 +209,13 @@ def parallel(
         may use and its cgroup's quota.
     shared : list of str, or dict of str to str, optional
         Names of parameters, and of variables that the kernel or a helper in its module captures,
-        whose arrays the kernel writes. A dict gives intents: 'in' arrives read-only, 'out' starts
-        zeroed, 'inout' is both. Default: every parameter that is an ndarray. Other plain arrays
-        arrive read-only. Arrays in shared memory are live, named or not.
+        whose arrays the kernel writes; dotted for attributes (``"self.A"``). A dict gives intents:
+        'in' arrives read-only, 'out' starts zeroed, 'inout' is both. Default: every parameter that
+        is an ndarray. Other plain arrays arrive read-only. Arrays in shared memory, and memory
+        maps, are live, named or not.
+    private : list of str, or "*"
+        Names of which each worker gets a copy of its own, which it may change, fresh at each call;
+        "*" for everything that is not shared.
     schedule : str or Schedule, optional
         For loops that name none. Default: 'static'.
     chunk : int, optional
@@ -237,12 +244,15 @@ def parallel(
     TypeError
         `function` is no function, or is a generator or coroutine.
     ValueError
-        An option has no such value, or `shared` names what is not there.
+        An option has no such value, or `shared` or `private` names what is not there.
+    LostWriteError
+        The kernel, or a helper in its module, assigns a global or nonlocal variable.
 
     Notes
     -----
     The call raises the kernel's own exception, from the lowest rank that raised one, with the
     worker's traceback as its cause; `RegionError` when the ranks diverge or a loop is left early;
+    `LostWriteError` when it changed a list, dict, set or object of which workers have copies;
     `WorkerDied`, `RegionTimeout`, `SharedMemoryFull`. Called inside a kernel, it runs on that
     worker alone.
 
@@ -271,7 +281,7 @@ def parallel(
     )
 
     def decorate(function: Any) -> Parallel[...]:
-        return Parallel(_Core(_check_kernel(function), shared), options)
+        return Parallel(_Core(_check_kernel(function), shared, private), options)
 
     if function is None:
         return decorate

@@ -36,17 +36,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsmfor import arrays
 from dsmfor.errors import RegionError
 from dsmfor.pickling import dump, importable
+from dsmfor.reachable import ATOMS
+from dsmfor.staging import Stage
+from dsmfor.transit import Outward, Table
 
 __all__ = [
     "MISSING",
+    "Claims",
     "Design",
     "FunctionNumber",
     "Kernel",
     "Message",
+    "Parcel",
     "Skeleton",
+    "Slot",
     "assigns_globals",
     "contents",
     "global_names",
@@ -79,9 +84,6 @@ _CONSTANTS = {
     "help",
 }
 _BACKDOORS = {"globals", "exec", "eval", "vars", "__dict__", "__globals__"}
-_ATOMS = frozenset(
-    (type(None), bool, int, float, complex, str, bytes, type(Ellipsis), range, np.dtype)
-) | {type(np.dtype(c).type(0)) for c in np.typecodes["AllInteger"] + np.typecodes["AllFloat"]}
 
 
 class _Missing:
@@ -130,7 +132,7 @@ def own_modules(kernel: FunctionType) -> frozenset[str]:
     return frozenset({kernel.__module__ or "__main__", "__main__"})
 
 
-class _Slot(NamedTuple):
+class Slot(NamedTuple):
     """A place that the worker binds: a global name, a cell, or an attribute of a function."""
 
     kind: str  # "global" | "cell" | "__defaults__" | "__kwdefaults__" | "__dict__"
@@ -144,8 +146,8 @@ class Design(NamedTuple):
     namespaces: list[dict[str, Any]]
     cells: int
     functions: list[tuple[CodeType, int, str, str, tuple[int, ...] | None]]
-    fixed: list[tuple[_Slot, Any]]
-    slots: list[_Slot]
+    fixed: list[tuple[Slot, Any]]
+    slots: list[Slot]
 
 
 class Skeleton:
@@ -161,9 +163,9 @@ class Skeleton:
         self._numbers: dict[int, int] = {}  # id of a function, namespace or cell -> its number
         self._globals: list[tuple[dict[str, Any], str, Any]] = []  # expected, or DATA
         self._hidden: list[tuple[dict[str, Any], str]] = []  # globals that must stay unbound
-        self._fixed: list[tuple[_Slot, Any]] = []
-        self._data: list[_Slot] = []  # globals whose values travel in the environment
-        self._rest: list[_Slot] = []  # cells, defaults, attributes
+        self._fixed: list[tuple[Slot, Any]] = []
+        self._data: list[Slot] = []  # globals whose values travel in the environment
+        self._rest: list[Slot] = []  # cells, defaults, attributes
         self._add(kernel)
         for function in self.functions:  # grows while it is walked
             self._survey(function)
@@ -207,7 +209,7 @@ class Skeleton:
                 source = vars(builtins)  # the user put it there, and no global hides it
                 self._hidden.append((space, name))
             value = source.get(name, MISSING)
-            fixed = self._place(_Slot("global", owner, name), value)
+            fixed = self._place(Slot("global", owner, name), value)
             self._globals.append((source, name, value if fixed else _DATA))
         for name, cell in zip(
             function.__code__.co_freevars, function.__closure__ or (), strict=True
@@ -217,12 +219,12 @@ class Skeleton:
                 value = contents(cell)
                 if type(value) is FunctionType and not importable(value, self.own):
                     self._add(value)
-                self._rest.append(_Slot("cell", owner, name))
+                self._rest.append(Slot("cell", owner, name))
         for name in ("__defaults__", "__kwdefaults__", "__dict__"):
             if getattr(function, name):
-                self._rest.append(_Slot(name, number, ""))
+                self._rest.append(Slot(name, number, ""))
 
-    def _place(self, slot: _Slot, value: Any) -> bool:
+    def _place(self, slot: Slot, value: Any) -> bool:
         """Sort one global: True if it belongs to the skeleton, False if it is data."""
         if type(value) is FunctionType and not importable(value, self.own):
             self._add(value)
@@ -266,7 +268,7 @@ class Skeleton:
             ],
             self.slots,
         )
-        return dump(tuple(design), own=self.own).data
+        return dump(tuple(design), own=self.own)
 
     def values(self) -> list[Any] | None:
         """The present value of every slot, or None if the skeleton is out of date."""
@@ -342,12 +344,33 @@ def contents(cell: CellType) -> Any:
         return MISSING
 
 
+class Claims(NamedTuple):
+    """What the workers are to be given, and what the user wants done with it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    values: list[Any]  # of the skeleton's slots
+    intents: dict[int, str]  # by id of an array
+    named: list[tuple[str, Any]]  # by dotted names, and to be met on the way if they are arrays
+    cleared: list[np.ndarray]  # of intent 'out'
+
+
 class Message(NamedTuple):
     """What a region sends to its workers."""
 
     skeleton: Skeleton
-    data: bytes  # serial of the skeleton, choices, staged segments, environment or None
-    segments: set[int]  # that the environment names
+    data: bytes  # of a `Parcel`
+    segments: set[int]  # that it names
+
+
+class Parcel(NamedTuple):
+    """The message as a worker reads it."""
+
+    serial: int  # of the skeleton
+    choices: tuple[Any, ...]
+    staged: int  # segment of the staged arrays, 0 if there are none; it will not last
+    table: Table  # of the staged arrays
+    environment: bytes | None  # slots' values and arguments; None if there are neither
 
 
 class Kernel:
@@ -362,6 +385,8 @@ class Kernel:
     def __init__(self, function: FunctionType) -> None:
         self.function = function
         self.skeleton: Skeleton | None = None
+        self.warned = False  # of captured data
+        self.weighed: Skeleton | None = None  # whose captured data was weighed last
         self._last: tuple[list[Any], tuple[Any, ...], Message] | None = None
 
     def refresh(self) -> tuple[Skeleton, list[Any]]:
@@ -379,35 +404,36 @@ class Kernel:
                 )
         return skeleton, values
 
+    def again(self, claims: Claims, choices: tuple[Any, ...]) -> Message | None:
+        """The last message, as the same object, if it says what this call has to say.
+
+        It does when there are no arguments, every value is the same atom, and `choices` are equal.
+        """
+        last = self._last
+        if last is None or claims.args or claims.kwargs or last[1] != choices:
+            return None
+        return last[2] if all(map(is_, last[0], claims.values)) else None
+
     def message(
-        self,
-        skeleton: Skeleton,
-        values: list[Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        staged: dict[int, np.ndarray],
-        choices: tuple[Any, ...],
-    ) -> Message:
+        self, skeleton: Skeleton, claims: Claims, transit: Outward, choices: tuple[Any, ...]
+    ) -> tuple[Message, Stage | None]:
         """Pickle what the workers need for a call: slots' values and arguments, in one dump.
 
-        The last message serves again, as the same object, when there are no arguments, every
-        value is the same atom, and `choices` (schedule, chunk, BLAS threads) are the same.
+        Plain arrays that were met on the way are staged.
         """
+        args, kwargs, values = claims.args, claims.kwargs, claims.values
         alone = not args and not kwargs
-        last = self._last
-        if alone and last is not None and last[1] == choices and all(map(is_, last[0], values)):
-            return last[2]
-        if alone and skeleton.constant:
-            environment, used = None, set[int]()
-        else:
-            environment, used = dump(
-                (values, args, kwargs), functions=skeleton.numbers, staged=staged, own=skeleton.own
-            )
-        copied = frozenset(h[0] for v in staged.values() if (h := arrays.handle(v)) is not None)
-        data = pickle.dumps(
-            (skeleton.serial, *choices, copied, environment), pickle.HIGHEST_PROTOCOL
-        )
-        message = Message(skeleton, data, used)
-        if alone and all(type(value) in _ATOMS for value in values):
+        environment, stage, staged = None, None, 0
+        table: Table = []
+        if not alone or not skeleton.constant:
+            environment = dump((values, args, kwargs), transit, skeleton.own)
+            if transit.plain:
+                stage = Stage(transit.plain.values())
+                table, staged = stage.table, stage.segment
+                transit.segments.add(staged)
+        parcel = Parcel(skeleton.serial, choices, staged, table, environment)
+        data = pickle.dumps(tuple(parcel), pickle.HIGHEST_PROTOCOL)
+        message = Message(skeleton, data, transit.segments)
+        if alone and all(type(value) in ATOMS for value in values):
             self._last = values, choices, message
-        return message
+        return message, stage

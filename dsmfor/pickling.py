@@ -1,19 +1,18 @@
 """Objects to bytes and back, with every shared array by handle.
 
-Three picklers, from cheap to general. A tuple of numbers and shared arrays goes through the C
+Two picklers, a cheap and a general one. A tuple of numbers and shared arrays goes through the C
 pickler with a small `reducer_override`; as soon as that meets what only cloudpickle can carry (a
 function or class that the other side cannot import), the whole dump is done again by cloudpickle.
-What the bytes are for is payload.py's.
+How arrays cross is transit.py's, what the bytes are for is payload.py's.
 
 Guarantees
 ----------
-- A shared array is pickled as (segment, offset, shape, strides, dtype, writeable) wherever it is
-  met, never by value; `Dump.segments` names the segments that the reader must be able to map.
 - Nothing that is pickled is changed, nor is the user's own use of cloudpickle.
 """
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import gc
 import io
@@ -25,14 +24,14 @@ import threading
 from collections.abc import MutableMapping
 from importlib import import_module
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import cloudpickle
 import numpy as np
 
-from dsmfor import arrays
+from dsmfor.transit import Homeward, Table, Transit, arriving
 
-__all__ = ["Dump", "dump", "importable", "load", "load_classes_anew"]
+__all__ = ["dump", "importable", "load", "load_classes_anew"]
 
 _PROTOCOL = 5
 _CACHED = type(functools.lru_cache(len))
@@ -45,13 +44,6 @@ _by_number: MutableMapping[str, type] = cloudpickle.cloudpickle._DYNAMIC_CLASS_T
 _made_anew = itertools.count(1)  # loads that made classes
 _COLLECT_EVERY = 32
 _received: set[str] = set()  # numbers of classes that came by value from the caller
-
-
-class Dump(NamedTuple):
-    """Pickled bytes, and the segments whose arrays they name."""
-
-    data: bytes
-    segments: set[int]
 
 
 def _class_by_number(value: type) -> Any:
@@ -77,43 +69,20 @@ class _NeedsCloudpickle(Exception):
     """The cheap pickler met something that cannot be imported elsewhere."""
 
 
-class _Context:
-    """What the values of one dump are replaced by."""
-
-    def __init__(
-        self,
-        functions: dict[int, int],
-        staged: dict[int, np.ndarray],
-        own: frozenset[str],
-        copied: frozenset[int],
-    ) -> None:
-        self.functions = functions  # id of a function of the skeleton -> its number there
-        self.staged = staged  # id of a plain array -> the shared view that stands for it
-        self.own = own  # modules whose functions and classes go by value
-        self.copied = copied
-        self.segments: set[int] = set()
-
-    def array(self, value: np.ndarray) -> Any:
-        handle = arrays.handle(self.staged.get(id(value), value))
-        if handle is None or handle[0] in self.copied:
-            return NotImplemented
-        self.segments.add(handle[0])
-        return arrays.rebuild, (handle,)
-
-
 class _Cheap(pickle.Pickler):
     """For data: exact about arrays, refuses what would be looked up by name in vain."""
 
-    def __init__(self, file: io.BytesIO, context: _Context) -> None:
+    def __init__(self, file: io.BytesIO, transit: Transit, own: frozenset[str]) -> None:
         super().__init__(file, _PROTOCOL)
-        self.context = context
+        self.transit = transit
+        self.own = own
 
     def reducer_override(self, value: Any) -> Any:
         kind = type(value)
         if kind is np.ndarray:
-            return self.context.array(value)
+            return self.transit.array(value)
         if kind is FunctionType:
-            number = self.context.functions.get(id(value))
+            number = self.transit.numbers.get(id(value))
             if number is not None:
                 return _recall, (number,)
         elif kind is ModuleType:
@@ -129,8 +98,8 @@ class _Cheap(pickle.Pickler):
         elif (travel := getattr(kind, "_travel", None)) is not None:
             return travel(value)
         else:
-            return NotImplemented
-        if not importable(value, self.context.own):
+            return self.transit.other(value, kind, copyreg.dispatch_table)
+        if not importable(value, self.own):
             raise _NeedsCloudpickle
         return NotImplemented
 
@@ -138,15 +107,16 @@ class _Cheap(pickle.Pickler):
 class _General(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """For everything else."""
 
-    def __init__(self, file: io.BytesIO, context: _Context) -> None:
+    def __init__(self, file: io.BytesIO, transit: Transit, own: frozenset[str]) -> None:
         super().__init__(file, _PROTOCOL)
-        self.context = context
+        self.transit = transit
+        self.own = own
 
     def reducer_override(self, value: Any) -> Any:
         if type(value) is np.ndarray:
-            return self.context.array(value)
+            return self.transit.array(value)
         if type(value) is FunctionType:
-            number = self.context.functions.get(id(value))
+            number = self.transit.numbers.get(id(value))
             if number is not None:
                 return _recall, (number,)
         elif isinstance(value, type):
@@ -154,10 +124,12 @@ class _General(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
                 return reduced
         elif (travel := getattr(type(value), "_travel", None)) is not None:
             return travel(value)
-        elif type(value) is _CACHED and not importable(value, self.context.own):
+        elif type(value) is _CACHED and not importable(value, self.own):
             return _cached, (value.__wrapped__, value.cache_parameters())
         reduced = super().reducer_override(value)
-        if isinstance(value, type) and "__slots__" in vars(value) and reduced is not NotImplemented:
+        if reduced is NotImplemented:
+            return self.transit.other(value, type(value), self.dispatch_table)
+        if isinstance(value, type) and "__slots__" in vars(value):
             _make_slots(reduced, vars(value)["__slots__"])
         return reduced
 
@@ -183,43 +155,29 @@ def importable(value: Any, own: frozenset[str] = frozenset()) -> bool:
     return found is value
 
 
-def dump(
-    value: object,
-    *,
-    functions: dict[int, int] | None = None,
-    staged: dict[int, np.ndarray] | None = None,
-    own: frozenset[str] = frozenset(),
-    copied: frozenset[int] = frozenset(),
-) -> Dump:
+def dump(value: object, transit: Transit | None = None, own: frozenset[str] = frozenset()) -> bytes:
     """Pickle `value`.
 
     Parameters
     ----------
     value : object
-    functions : dict of int to int, optional
-        Ids of functions that the reader has already, and their numbers (see `load`).
-    staged : dict of int to ndarray, optional
-        Ids of plain arrays, and the shared arrays to send in their place.
+    transit : Transit, optional
+        How arrays cross; it knows afterwards which it has met. Default: as results do.
     own : frozenset of str
         Names of modules whose functions and classes go by value.
-    copied : frozenset of int, optional
-        Segments whose arrays go by value: they will not last.
-
-    Returns
-    -------
-    Dump
 
     Raises
     ------
     Exception
         Whatever the object's own pickling raises.
     """
-    context = _Context(functions or {}, staged or {}, own, copied)
+    if transit is None:
+        transit = Homeward()
     file = io.BytesIO()
     try:
-        _Cheap(file, context).dump(value)
+        _Cheap(file, transit, own).dump(value)
     except (_NeedsCloudpickle, pickle.PicklingError, TypeError, AttributeError, ImportError):
-        context.segments.clear()
+        transit.reset()
         file = io.BytesIO()
         with _switch:
             registered = cloudpickle.list_registry_pickle_by_value()
@@ -228,11 +186,11 @@ def dump(
             for module in flipped:
                 cloudpickle.register_pickle_by_value(module)
             try:
-                _General(file, context).dump(value)
+                _General(file, transit, own).dump(value)
             finally:
                 for module in flipped:
                     cloudpickle.unregister_pickle_by_value(module)
-    return Dump(file.getvalue(), context.segments)
+    return file.getvalue()
 
 
 def _make_slots(reduced: Any, slots: Any) -> None:
@@ -253,23 +211,29 @@ class _Loading(threading.local):
 _loading = _Loading()
 
 
-def load(data: bytes, functions: list[FunctionType] | None = None) -> Any:
+def load(
+    data: bytes, functions: list[FunctionType] | None = None, table: Table | None = None
+) -> Any:
     """What `dump` was given.
 
     Parameters
     ----------
     data : bytes
     functions : list of function, optional
-        What the numbers of `dump`'s `functions` stand for here.
+        What the numbers of the dump's functions stand for here.
+    table : Table, optional
+        Where the dump's plain arrays have been staged.
     """
     _loading.functions = functions
+    arriving.table = table or []
     try:
         return pickle.loads(data)
     finally:
         _loading.functions = None
+        arriving.table = []
 
 
-def load_classes_anew(data: bytes, functions: list[FunctionType]) -> Any:
+def load_classes_anew(data: bytes, functions: list[FunctionType], table: Table) -> Any:
     """`load`, in a worker, of what came from the caller.
 
     Classes that travel by value are made anew, so that nothing is left of what an earlier kernel,
@@ -280,7 +244,7 @@ def load_classes_anew(data: bytes, functions: list[FunctionType]) -> Any:
     _received.clear()
     before = set(_by_number)
     try:
-        return load(data, functions)
+        return load(data, functions, table)
     finally:
         if len(_by_number) > len(before):
             _received.update(set(_by_number) - before)

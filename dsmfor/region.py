@@ -1,209 +1,40 @@
 """One call of a kernel on workers, from its arguments to its value or its error.
 
 Which options hold is options.py's and parallel.py's; how workers run it is engines/. What happens
-here, in order: the arguments are sorted into shared and plain arrays, plain ones are staged, the
-kernel is packed, the region runs, arrays are copied back, and the outcomes become a value or the
-one exception that says why there is none.
+here, in order: names become intents of arrays (sharing.py), the kernel and what it is given are
+packed and plain arrays staged (payload.py), the region runs, arrays are copied back, and the
+outcomes become a value or the one exception that says why there is none.
 """
 
 from __future__ import annotations
 
-import builtins
-import inspect
 import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
-from types import FunctionType
+import warnings
 from typing import Any
 
 import numpy as np
 
 from dsmfor.engines import process
 from dsmfor.engines.crew import Ended
-from dsmfor.errors import RegionError, RegionTimeout, WorkerDied
+from dsmfor.errors import PerformanceWarning, RegionError, RegionTimeout, WorkerDied
 from dsmfor.options import Options
 from dsmfor.outcome import Failure, revive
-from dsmfor.payload import MISSING, Kernel, Skeleton, global_names, own_modules, reach
-from dsmfor.staging import Stage, stageable
+from dsmfor.payload import Claims, Kernel, Skeleton
+from dsmfor.pickling import dump
+from dsmfor.reachable import ATOMS, reachable
+from dsmfor.sharing import Sharing
+from dsmfor.transit import Outward
 
-__all__ = ["Sharing", "run"]
+__all__ = ["run"]
 
-_NO_VIEWS: dict[int, np.ndarray] = {}
+_MUCH = 1 << 20  # bytes of captured data that a call should not copy
 _MASK = (1 << 64) - 1
 _MOST_NOTES = 4  # of other ranks' exceptions
 # Seeds for calls that name none: consecutive numbers from a random one on. Not the `random` module,
 # which a file of that name beside the user's script would hide.
 _seeds = itertools.count(int.from_bytes(os.urandom(7), "little"))
-
-
-class Sharing:
-    """What the decorator's `shared` says, checked against the kernel.
-
-    Parameters
-    ----------
-    function : function
-        The kernel.
-    shared : sequence of str, dict of str to str, or None
-        Names of parameters and captured variables, with intents in a dict.
-    """
-
-    def __init__(self, function: FunctionType, shared: Any) -> None:
-        code = function.__code__
-        self.function = function
-        self.positional = code.co_varnames[: code.co_argcount]
-        self.parameters = list(inspect.signature(function).parameters)
-        at = code.co_argcount + code.co_kwonlyargcount
-        self.variadic = code.co_varnames[at] if code.co_flags & inspect.CO_VARARGS else ""
-        self.intents = _intents(shared)
-        if self.intents is not None:
-            self._check_names(function, self.intents)
-
-    def _check_names(self, function: FunctionType, intents: dict[str, str]) -> None:
-        parameters = self.parameters
-        captured: set[str] = set()
-        arrays: set[str] = set()
-        unbound = False
-        for helper in reach(function, own_modules(function)):
-            space = helper.__globals__
-            named = set(global_names(helper.__code__))
-            captured |= named | set(helper.__code__.co_freevars)
-            arrays |= {name for name in named if isinstance(space.get(name), np.ndarray)}
-            arrays |= set(helper.__code__.co_freevars)
-            unbound = unbound or any(n not in space and n not in vars(builtins) for n in named)
-        for name in intents:
-            if name in parameters or name in captured:
-                continue
-            if unbound:
-                continue  # a helper that is defined later may capture it: seen at the call
-            known = ", ".join(map(repr, [*parameters, *sorted(arrays)])) or "nothing"
-            raise ValueError(
-                f"shared names {name!r}, which is neither a parameter of "
-                f"{function.__qualname__} nor a variable that it captures; it could be {known}"
-            )
-
-    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments by parameter, those of ``*args`` by position.
-
-        A call that does not fit is not refused here: the kernel does it, in Python's own words.
-        """
-        function = self.function
-        arguments: dict[str, Any] = dict(zip(self.positional, args))  # noqa: B905  # may not fit
-        for n, value in enumerate(args[len(self.positional) :]):
-            arguments[f"{self.variadic}[{n}]"] = value
-        arguments |= kwargs
-        if defaults := function.__defaults__:
-            for name, value in zip(self.positional[-len(defaults) :], defaults, strict=False):
-                arguments.setdefault(name, value)
-        if function.__kwdefaults__:
-            for name, value in function.__kwdefaults__.items():
-                arguments.setdefault(name, value)
-        return arguments
-
-    def plain_arrays(
-        self,
-        arguments: dict[str, Any],
-        skeleton: Skeleton,
-        values: list[Any],
-    ) -> Iterator[tuple[np.ndarray, str]]:
-        """The plain arrays that the kernel is given by name, each with its intent.
-
-        Raises
-        ------
-        TypeError
-            What `shared` names cannot be shared.
-        ValueError
-            What `shared` names is nowhere, or is read-only.
-        """
-        intents = self.intents
-        for name, value in arguments.items():
-            if stageable(value):
-                if intents is None:
-                    yield value, "inout" if value.flags.writeable else "in"
-                else:
-                    yield value, _intent(name, value, intents.get(name.partition("[")[0], "in"))
-            elif intents is not None and name in intents:
-                _check_shareable(name, value)
-        names = {*arguments, *self.parameters}
-        for name, value in skeleton.captured(values):
-            wanted = intents is not None and name in intents and name not in arguments
-            names.add(name)
-            if stageable(value):
-                yield value, _intent(name, value, intents[name]) if wanted and intents else "in"
-            elif wanted:
-                _check_shareable(name, value)
-        if intents is not None:
-            for name in intents:
-                if name not in names:
-                    raise ValueError(
-                        f"shared names {name!r}, which is neither a parameter nor captured by the "
-                        f"kernel or a helper of its module; it could be "
-                        f"{', '.join(map(repr, sorted(names))) or 'nothing'}"
-                    )
-
-
-def _intents(shared: Any) -> dict[str, str] | None:
-    """`shared` as a dict of intents, or None for every array among the parameters."""
-    if shared is None:
-        return None
-    if isinstance(shared, str):
-        raise TypeError(
-            f"shared must be a list of names, got the string {shared!r}; "
-            f"you wrote shared={shared!r}, you want shared=[{shared!r}]"
-        )
-    if isinstance(shared, dict):
-        intents = dict(shared)
-    elif isinstance(shared, Sequence):
-        intents = dict.fromkeys(shared, "inout")
-    else:
-        raise TypeError(
-            f"shared must be a list of names, a dict of names to 'in', 'out' or "
-            f"'inout', or None, got {shared!r}"
-        )
-    for name, intent in intents.items():
-        if not isinstance(name, str):
-            raise TypeError(
-                f"shared must hold names, got {name!r}; write the parameter's name as a string"
-            )
-        if intent not in ("in", "out", "inout"):
-            raise ValueError(
-                f"the intent of {name!r} must be 'in', 'out' or 'inout', got {intent!r}"
-            )
-    return intents
-
-
-def _intent(name: str, array: np.ndarray, intent: str) -> str:
-    if intent != "in" and not array.flags.writeable:
-        raise ValueError(
-            f"shared names {name!r} for writing, and the array is read-only; "
-            f"pass a writable one, or say shared={{{name!r}: 'in'}}"
-        )
-    return intent
-
-
-def _check_shareable(name: str, value: object) -> None:
-    """Refuse what `shared` names and cannot be written in place."""
-    if type(value) is np.ndarray:
-        if value.dtype.hasobject:
-            raise TypeError(
-                f"{name!r} is an array of Python objects, which cannot be shared; "
-                "convert it to a numeric or fixed-size dtype"
-            )
-        return  # in shared memory already, or without elements
-    kind = type(value).__qualname__
-    if value is MISSING:
-        raise NameError(f"shared names {name!r}, which has no value yet")
-    if isinstance(value, np.ma.MaskedArray):
-        remedy = "share its .data and .mask"
-    elif isinstance(value, np.ndarray):
-        remedy = f"pass np.asarray({name})"
-    elif hasattr(value, "to_numpy"):
-        remedy = f"pass {name}.to_numpy()"
-    elif isinstance(value, (list, tuple)):
-        remedy = f"pass np.array({name}), or leave it out of shared: workers get a copy"
-    else:
-        remedy = "leave it out of shared: workers get a copy"
-    raise TypeError(f"{name!r} is a {kind}, and only NumPy arrays can be shared; {remedy}")
 
 
 def run(
@@ -230,22 +61,24 @@ def run(
     RegionError, WorkerDied, RegionTimeout
     """
     began = time.perf_counter()
-    arguments = sharing.bind(args, kwargs) if args or kwargs or sharing.parameters else kwargs
     skeleton, values = kernel.refresh()
+    claims = sharing.claims(args, kwargs, skeleton, values)
+    choices = (
+        options.schedule or "static",
+        options.chunk,
+        options.blas_threads,
+        None if sharing.everything_private else sharing.private,
+    )
     stage = None
-    if arguments or values:
-        plain = list(sharing.plain_arrays(arguments, skeleton, values))
-        if plain:
-            stage = Stage(plain)
+    message = kernel.again(claims, choices)
     try:
-        message = kernel.message(
-            skeleton,
-            values,
-            args,
-            kwargs,
-            stage.views if stage is not None else _NO_VIEWS,
-            (options.schedule or "static", options.chunk, options.blas_threads),
-        )
+        if message is None:
+            transit = Outward(skeleton.numbers, claims.intents, sharing.everything_private)
+            message, stage = kernel.message(skeleton, claims, transit, choices)
+            sharing.check_met(claims, transit)
+            _clear(claims, transit)
+            if not kernel.warned and max(len(message.data), stage.bytes_in if stage else 0) > _MUCH:
+                _warn_of_captures(kernel, skeleton, values, transit)
         seed = (next(_seeds) if options.seed is None else options.seed) & _MASK
         intact = False
         try:
@@ -271,6 +104,39 @@ def run(
         finally:  # the traceback holds this frame, which must not hold the exception
             del result, ended
     return result, (size, seconds, *copied)
+
+
+def _clear(claims: Claims, transit: Outward) -> None:
+    """Zero the arrays of intent 'out' of which no copy is made."""
+    for array in claims.cleared:
+        if claims.intents.get(id(array)) == "out" and id(array) not in transit.plain:
+            array[...] = np.zeros((), array.dtype)
+
+
+def _warn_of_captures(
+    kernel: Kernel, skeleton: Skeleton, values: list[Any], transit: Outward
+) -> None:
+    """Tell once of what goes to the workers at every call and need not."""
+    weigh = kernel.weighed is not skeleton
+    kernel.weighed = skeleton
+    for name, value in skeleton.captured(values):
+        found = reachable(name, value)
+        nbytes = sum(item.nbytes for _, item in found if id(item) in transit.plain)
+        how = "copied for the workers at every call; make it once in shared memory: "
+        how += f"{name} = dsm.array({name})"
+        if nbytes <= _MUCH and weigh and type(value) not in ATOMS:
+            nbytes = len(dump(value, Outward(skeleton.numbers, {}, True), skeleton.own))
+            how = "pickled at every call and unpickled in every worker; hold what is large in it "
+            how += "in shared arrays (dsm.array), or make it inside the kernel"
+        if nbytes > _MUCH:
+            kernel.warned = True
+            warnings.warn(
+                f"{kernel.function.__qualname__} captures {name!r} (type {type(value).__name__}), "
+                f"{nbytes / 1e6:.1f} MB that are {how}",
+                PerformanceWarning,
+                stacklevel=4,
+            )
+            return
 
 
 def _values(ended: Ended, size: int, name: str, timeout: float | None) -> list[Any] | BaseException:
@@ -332,6 +198,9 @@ def _divergence(name: str, size: int, failures: dict[int, Failure]) -> str:
 
 def _note_others(error: BaseException, failures: list[tuple[int, Failure]]) -> None:
     for _, failure in failures[:_MOST_NOTES]:
-        error.add_note(f"also {failure.note}: {failure.name}: {failure.text}")
+        same = failure.name == type(error).__qualname__ and failure.text == str(error)
+        error.add_note(
+            f"also {failure.note}" + ("" if same else f": {failure.name}: {failure.text}")
+        )
     if len(failures) > _MOST_NOTES:
         error.add_note(f"and in {len(failures) - _MOST_NOTES} more workers")

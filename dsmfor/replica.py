@@ -12,20 +12,49 @@ Guarantees
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
+from collections.abc import Iterator
 from types import CellType, FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 from dsmfor.payload import (
     MISSING,
     Design,
     FunctionNumber,
+    Slot,
     assigns_globals,
     contents,
 )
 from dsmfor.pickling import load, load_classes_anew
+from dsmfor.transit import Table
 
-__all__ = ["Replica"]
+__all__ = ["Bound", "Replica"]
+
+
+class Bound(NamedTuple):
+    """A kernel that is ready to be called, and the values of its skeleton's slots."""
+
+    kernel: FunctionType
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    slots: list[Slot]
+    values: list[Any]
+
+    def named(self) -> Iterator[tuple[str, Any]]:
+        """Arguments and captured variables, by the names that the user gave them."""
+        code = self.kernel.__code__
+        names = code.co_varnames[: code.co_argcount]
+        yield from zip(names, self.args)  # noqa: B905  # *args follow
+        if rest := self.args[len(names) :]:
+            at = code.co_argcount + code.co_kwonlyargcount
+            yield code.co_varnames[at] if len(code.co_varnames) > at else "args", rest
+        yield from self.kwargs.items()
+        for slot, value in zip(self.slots, self.values, strict=True):
+            if slot.kind in ("global", "cell"):
+                yield slot.name, value
+            elif slot.kind == "__defaults__" and value and slot.owner == 0:
+                yield from zip(names[-len(value) :], value, strict=True)
+            elif slot.kind == "__kwdefaults__" and value and slot.owner == 0:
+                yield from value.items()
 
 
 class Replica:
@@ -56,16 +85,14 @@ class Replica:
                 self._templates[slot.owner][slot.name] = value
         self.empty()
 
-    def bind(
-        self, environment: bytes | None
-    ) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-        """Fill every slot; the kernel and the arguments to call it with.
+    def bind(self, environment: bytes | None, table: Table) -> Bound:
+        """Fill every slot.
 
         Without an environment there are neither slots nor arguments.
         """
         if environment is None:
-            return self.functions[0], (), {}
-        values, args, kwargs = load_classes_anew(environment, self.functions)
+            return Bound(self.functions[0], (), {}, [], [])
+        values, args, kwargs = load_classes_anew(environment, self.functions, table)
         for slot, value in zip(self._slots, values, strict=True):
             if slot.kind == "global":
                 if value is not MISSING:
@@ -80,7 +107,7 @@ class Replica:
                 self.functions[slot.owner].__dict__.update(value)
             else:
                 setattr(self.functions[slot.owner], slot.kind, value)
-        return self.functions[0], args, kwargs
+        return Bound(self.functions[0], args, kwargs, self._slots, values)
 
     def reset(self) -> None:
         """The globals as they are before binding."""

@@ -1,7 +1,7 @@
 """Plain arrays of the caller, in shared memory for the length of one region.
 
-Workers cannot see the caller's private memory, so an array that lies there is copied into a
-segment before the region and, if the kernel may write it, back afterwards. Segments are reused
+Workers cannot see the caller's private memory, so the arrays that lie there are copied into one
+segment before the region and, where the kernel may write, back afterwards. Segments are reused
 from call to call. Arrays that overlap go as one image of the bytes that they span, with every view
 rebuilt in it, so they overlap in the workers too.
 
@@ -14,27 +14,23 @@ Guarantees
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import threading
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from dsmfor import segments
 from dsmfor._native import registry
+from dsmfor.arrays import Handle
+from dsmfor.transit import Plain
 
-__all__ = ["Stage", "drop_spares", "stageable"]
+__all__ = ["Stage", "drop_spares"]
 
 _ALIGNMENT = 64
 _SPARES = 8  # segments kept for the next call
-
-
-class _Item(NamedTuple):
-    """A plain array, and what the kernel does with it."""
-
-    array: np.ndarray
-    intent: str  # "in" | "out" | "inout"
 
 
 class _Spares:
@@ -54,9 +50,9 @@ class _Spares:
                 return root
         return segments.create(nbytes)
 
-    def give(self, roots: list[np.ndarray]) -> None:
+    def give(self, root: np.ndarray) -> None:
         with self._lock:
-            self._roots += roots
+            self._roots.append(root)
             del self._roots[:-_SPARES]
 
     def drop(self) -> None:
@@ -81,128 +77,140 @@ def drop_spares() -> None:
     _spares.drop()
 
 
-def stageable(value: object) -> bool:
-    """Whether `value` is exactly an ndarray, plain, whose bytes can be copied."""
-    return (
-        type(value) is np.ndarray
-        and value.size > 0
-        and not value.dtype.hasobject
-        and value.dtype.itemsize > 0
-        and value.dtype.kind != "T"
-        and registry.handle(value) is None
-    )
-
-
 class Stage:
     """The plain arrays of one call.
 
     Parameters
     ----------
-    items : iterable of (ndarray, str)
-        Plain arrays and their intents. The same array twice counts once, as the wider of its
-        intents.
+    items : iterable of Plain
+        Plain arrays and their intents, each array once.
 
     Attributes
     ----------
-    views : dict of int to ndarray
-        By id of a plain array, the shared array that stands for it.
+    table : list of Handle
+        For each array, in order, where its copy lies.
+    segment : int
+        Number of the segment with all the copies.
     bytes_in, bytes_out : int
         What was copied.
     """
 
-    def __init__(self, items: Iterable[tuple[np.ndarray, str]]) -> None:
-        self.views: dict[int, np.ndarray] = {}
+    def __init__(self, items: Iterable[Plain]) -> None:
+        self._items = list(items)
+        self._views: list[np.ndarray] = [item.array for item in self._items]  # to be replaced
         self.bytes_in = self.bytes_out = 0
-        self._roots: list[np.ndarray] = []
-        self._items: dict[int, _Item] = {}  # keeps the arrays, and so their ids, alive
-        for array, intent in items:
-            known = self._items.get(id(array))
-            if known is not None and known.intent != intent:
-                intent = "inout"
-            self._items[id(array)] = _Item(array, intent)
+        groups = _groups(self._items)
+        places = list(itertools.accumulate(map(_Group.room, groups), initial=0))
+        self._root: np.ndarray | None = _spares.take(places[-1])
         try:
-            for group in _groups(self._items.values()):
-                if len(group) == 1 and not _overlaps_itself(group[0].array):
-                    self._pack(group[0])
+            for group, place in zip(groups, places, strict=False):
+                if group.alone:
+                    self._pack(group.members[0], place)
                 else:
-                    self._image(group)
+                    self._image(group, place)
+            self.table = [
+                self._offered(view, item)
+                for view, item in zip(self._views, self._items, strict=True)
+            ]
+            self.segment = self.table[0][0]
         except BaseException:
             self.close()
             raise
 
-    def _take(self, nbytes: int) -> np.ndarray:
-        root = _spares.take(nbytes)
-        self._roots.append(root)
-        return root
-
-    def _pack(self, item: _Item) -> None:
+    def _pack(self, number: int, place: int) -> None:
         """A lone array: its elements side by side, in its own memory order."""
-        array = item.array
+        array = self._items[number].array
         order: Literal["C", "F"] = (
             "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
         )
-        root = self._take(array.nbytes)
-        view = np.ndarray(array.shape, array.dtype, root, order=order)
-        self._fill(item, view)
-        self._offer(item, registry.handle(view), root)
+        view: np.ndarray = np.ndarray(array.shape, array.dtype, self._root, place, order=order)
+        self._views[number] = view
+        if self._items[number].intent == "out":
+            view[...] = np.zeros((), array.dtype)
+        else:
+            np.copyto(view, array)
+            self.bytes_in += array.nbytes
 
-    def _image(self, group: list[_Item]) -> None:
+    def _image(self, group: _Group, place: int) -> None:
         """Arrays that overlap: the bytes from the lowest to the highest, and the views in them."""
-        spans = [registry.span(item.array) for item in group]
-        low, high = min(s[0] for s in spans), max(s[1] for s in spans)
-        shift = low % _ALIGNMENT
-        root = self._take(shift + high - low)
-        raw = memoryview((ctypes.c_char * (high - low)).from_address(low))
-        np.copyto(root[shift : shift + high - low], np.frombuffer(raw, np.uint8))
-        self.bytes_in += high - low
-        for item in group:
-            array = item.array
+        place += group.low % _ALIGNMENT
+        assert self._root is not None
+        raw = memoryview((ctypes.c_char * (group.high - group.low)).from_address(group.low))
+        image = self._root[place : place + group.high - group.low]
+        np.copyto(image, np.frombuffer(raw, np.uint8))
+        self.bytes_in += group.high - group.low
+        for number in group.members:
+            array = self._items[number].array
             address = array.__array_interface__["data"][0]
             view = registry.view(
-                root, shift + address - low, array.shape, array.strides, array.dtype, True
+                self._root,
+                place + address - group.low,
+                array.shape,
+                array.strides,
+                array.dtype,
+                True,
             )
-            if item.intent == "out":
+            if self._items[number].intent == "out":
                 view[...] = np.zeros((), array.dtype)
-            self._offer(item, registry.handle(view), root)
+            self._views[number] = view
 
-    def _fill(self, item: _Item, view: np.ndarray) -> None:
-        if item.intent == "out":
-            view[...] = np.zeros((), item.array.dtype)
-        else:
-            np.copyto(view, item.array)
-            self.bytes_in += item.array.nbytes
-
-    def _offer(self, item: _Item, handle: Any, root: np.ndarray) -> None:
-        _, offset, shape, strides, token, _ = handle
-        self.views[id(item.array)] = registry.view(
-            root, offset, shape, strides, token, item.intent != "in"
-        )
+    @staticmethod
+    def _offered(view: np.ndarray, item: Plain) -> Handle:
+        handle = registry.handle(view)
+        assert handle is not None
+        return (*handle[:5], item.intent != "in")
 
     def copy_out(self) -> None:
         """Write back what the kernel may have written."""
-        for key, item in self._items.items():
+        for item, view in zip(self._items, self._views, strict=True):
             if item.intent != "in":
-                np.copyto(item.array, self.views[key])
+                np.copyto(item.array, view)
                 self.bytes_out += item.array.nbytes
 
     def close(self) -> None:
-        """Keep the segments for the next call."""
-        self.views.clear()
-        roots, self._roots = self._roots, []
-        _spares.give(roots)
+        """Keep the segment for the next call."""
+        self._views.clear()
+        root, self._root = self._root, None
+        if root is not None:
+            _spares.give(root)
 
 
-def _groups(items: Iterable[_Item]) -> list[list[_Item]]:
+class _Group(NamedTuple):
+    """Arrays whose byte spans overlap, by number, and the bytes that they span together."""
+
+    members: list[int]
+    low: int
+    high: int
+    alone: bool  # one array, no two of whose indices mean the same element
+    nbytes: int  # of a lone array's elements
+
+    def room(self) -> int:
+        """Bytes that the copy takes, and its alignment."""
+        needed = self.nbytes if self.alone else self.high - self.low + _ALIGNMENT
+        return -(-needed // _ALIGNMENT) * _ALIGNMENT
+
+
+def _groups(items: list[Plain]) -> list[_Group]:
     """Items by overlap of their byte spans."""
-    spans = sorted((registry.span(item.array), n, item) for n, item in enumerate(items))
-    groups: list[list[_Item]] = []
-    end = -1
-    for (low, high), _, item in spans:
-        if low >= end:
-            groups.append([])
-        groups[-1].append(item)
-        end = max(end, high)
-    return groups
+    spans = sorted((*registry.span(item.array), number) for number, item in enumerate(items))
+    found: list[tuple[list[int], int, int]] = []
+    for low, high, number in spans:
+        if found and low < found[-1][2]:
+            members, first, last = found[-1]
+            members.append(number)
+            found[-1] = members, first, max(last, high)
+        else:
+            found.append(([number], low, high))
+    return [
+        _Group(
+            members,
+            low,
+            high,
+            len(members) == 1 and not _overlaps_itself(items[members[0]].array),
+            items[members[0]].array.nbytes,
+        )
+        for members, low, high in found
+    ]
 
 
 def _overlaps_itself(array: np.ndarray) -> bool:

@@ -380,7 +380,8 @@ def test_a_plain_array_is_held_once_more_and_not_per_worker() -> None:
 def test_a_captured_plain_array_is_held_once_and_not_per_worker() -> None:
     table = np.ones(4 * MiB)
     kernel = dsm.parallel(workers=4)(lambda: float(table[::1000].sum()))
-    kernel()
+    with pytest.warns(dsm.PerformanceWarning, match="captures 'table'"):
+        kernel()
     staging.drop_spares()
     process.housekeep()
     before = sum(map(proportional, workers()))

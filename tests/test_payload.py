@@ -59,6 +59,8 @@ KERNEL = """
         return helper()
 """
 
+CHANGING = KERNEL.replace("workers=2", "workers=2, private='*'")
+
 
 def outcome(function: Callable[[], Any]) -> Any:
     """A value, or the kind and words of an error."""
@@ -388,9 +390,9 @@ SURVIVORS = {
 def test_nothing_that_a_kernel_leaves_is_seen_by_its_next_call(name: str) -> None:
     source, expected = SURVIVORS[name]
     program = Program(source)
-    program.run(KERNEL)
+    program.run(CHANGING)
     assert [program() for _ in range(3)] == [expected] * 3
-    program.space["kernel"] = dsm.parallel(workers=2)(program["helper"])
+    program.space["kernel"] = dsm.parallel(workers=2, private="*")(program["helper"])
     assert [program() for _ in range(3)] == [expected] * 3
 
 
@@ -399,7 +401,7 @@ def test_the_next_kernel_does_not_see_it_either(name: str) -> None:
     source, expected = SURVIVORS[name]
     for _ in range(2):
         program = Program(source)
-        program.run(KERNEL)
+        program.run(CHANGING)
         assert program() == expected
 
 
@@ -675,7 +677,7 @@ def test_instances_of_own_classes_go_there_and_back(engine: str) -> None:
         Typed(a=1), functools.partial(divmod, 7),
     ]  # fmt: skip
 
-    @dsm.parallel(workers=2, engine=engine)
+    @dsm.parallel(workers=2, engine=engine, private=["slotted"])
     def kernel(things: list[Any], slotted: Slotted) -> Any:
         kinds = [Point, Frozen, Colour, Colour, Flags, Pair, Typed, functools.partial]
         assert [type(t) for t in things] == kinds

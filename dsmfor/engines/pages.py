@@ -21,6 +21,7 @@ from dsmfor.engines.channel import contents, envelope, receive, send
 from dsmfor.errors import DSMError
 from dsmfor.outcome import Stop
 from dsmfor.pickling import dump, load
+from dsmfor.transit import Homeward
 
 __all__ = [
     "ELSEWHERE",
@@ -199,8 +200,9 @@ class Areas:
             self._publish(area, value)
 
     def _publish(self, area: int, value: object) -> None:
-        data, used = dump(value)
-        self._broker.export(used, self._broker.lent)
+        transit = Homeward()
+        data = dump(value, transit)
+        self._broker.export(transit.segments, self._broker.lent)
         offset = OUTCOME + area * _AREA
         if _LENGTH.size + len(data) <= _AREA:
             self._page.write(offset, _LENGTH.pack(len(data)) + data)

@@ -27,10 +27,14 @@ from dsmfor.engines.channel import contents, envelope, receive, send
 from dsmfor.engines.pages import ELSEWHERE as BY_LETTER
 from dsmfor.engines.pages import MAILBOX, OUTCOME, PAGE, Areas, Broker, read_body, read_head
 from dsmfor.errors import DSMError
+from dsmfor.hints import note_read_only
 from dsmfor.outcome import Outcome, Stop, describe_failure
+from dsmfor.payload import Parcel
 from dsmfor.pickling import dump
 from dsmfor.replica import Replica
+from dsmfor.snapshots import Snapshots
 from dsmfor.team import Settings, enter
+from dsmfor.transit import Homeward, Table
 
 __all__ = ["BLAS_VARIABLES", "STOP_SIGNAL", "Post", "main"]
 
@@ -73,7 +77,9 @@ class _Order:
     replica: Replica
     settings: Settings
     blas: int | None
+    private: frozenset[str] | None  # names whose values may be changed; None for all
     copied: frozenset[int]  # segments that the caller reuses after the call
+    table: Table  # of the arrays staged in them
     environment: bytes | None
 
 
@@ -255,7 +261,7 @@ class Worker:
 
     def attempt(self, epoch: int) -> Outcome | None:
         """Run the kernel: its value or failure, None for the commonest: it returned None."""
-        order = kernel = args = kwargs = value = None
+        order = bound = snapshots = value = None
         block, member = self.block, self.member
         size = block.region_size()
         member.begin(epoch, size)
@@ -273,7 +279,7 @@ class Worker:
                 self.edition, self.order = edition, order
             if order.blas != self.blas:
                 self.limit_blas(order.blas)
-            kernel, args, kwargs = order.replica.bind(order.environment)
+            bound = order.replica.bind(order.environment, order.table)
             member.settings = order.settings
             member.seed = seed
             block.phase(self.rank, _COMPUTING)
@@ -285,27 +291,43 @@ class Worker:
                         f"rank {self.rank} of {size} had not begun the kernel when the region "
                         "failed in another rank"
                     )
-                value = kernel(*args, **kwargs)
+                if order.environment is not None and order.private is not None:
+                    snapshots = Snapshots(bound.named(), order.private)
+                value = bound.kernel(*bound.args, **bound.kwargs)
                 self.running = False
             finally:
                 self.running = False
                 enter(None)
+            if snapshots is not None:
+                snapshots.check(bound.kernel.__qualname__)
             member.finish()
             return None if value is None else Outcome(value=value)
         except BaseException as error:
             member.fail()
+            if bound is not None:
+                note_read_only(error, bound.named())
             return Outcome(failure=describe_failure(error, self.note(size)))
         finally:
-            del kernel, args, kwargs, value
+            del bound, snapshots, value
 
     def read_order(self, length: int) -> _Order:
         """Unpickle a region's message."""
         message = self.read_bulk() if length == BY_LETTER else read_body(self.mailbox, length)
-        serial, schedule, chunk, blas, copied, environment = pickle.loads(message)
-        replica = self.replicas.get(serial)
+        parcel = Parcel(*pickle.loads(message))
+        replica = self.replicas.get(parcel.serial)
         if replica is None:
-            replica = self.replicas[serial] = Replica(self.skeletons[serial])
-        return _Order(replica, Settings(schedule, chunk), blas, copied, environment)
+            replica = self.replicas[parcel.serial] = Replica(self.skeletons[parcel.serial])
+        schedule, chunk, blas, private = parcel.choices
+        copied = frozenset({parcel.staged} if parcel.staged else ())
+        return _Order(
+            replica,
+            Settings(schedule, chunk),
+            blas,
+            private,
+            copied,
+            parcel.table,
+            parcel.environment,
+        )
 
     def read_bulk(self) -> bytes:
         if self.bulk is None:
@@ -326,8 +348,9 @@ class Worker:
         """Pickle what the caller gets; what cannot be pickled is a failure that says so."""
         try:
             assert self.order is not None
-            data, used = dump(outcome, copied=self.order.copied)
-            self.broker.export(used, self.broker.exported)
+            transit = Homeward(self.order.copied)
+            data = dump(outcome, transit)
+            self.broker.export(transit.segments, self.broker.exported)
             return data
         except Exception as error:
             kind = type(outcome.value).__qualname__
@@ -337,7 +360,7 @@ class Worker:
                 f"({type(error).__name__}: {error}); return arrays, numbers or other plain data"
             )
             note = f"in worker {self.rank}, after the kernel had returned"
-            return dump(Outcome(failure=describe_failure(failure, note))).data
+            return dump(Outcome(failure=describe_failure(failure, note)))
         finally:
             if outcome.failure is not None:
                 gc.collect()

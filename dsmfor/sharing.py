@@ -1,0 +1,395 @@
+"""What `shared` and `private` say, and what it means for the arrays of one call.
+
+Names are checked against the kernel when it is decorated; at each call they become intents of the
+very arrays that they name then. How an array with an intent crosses is transit.py's.
+"""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+from collections.abc import Iterator, Sequence
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dsmfor.bytecode import assigned
+from dsmfor.errors import LostWriteError
+from dsmfor.payload import (
+    MISSING,
+    Claims,
+    Skeleton,
+    global_names,
+    own_modules,
+    reach,
+)
+from dsmfor.reachable import reachable
+from dsmfor.transit import Outward, Private
+
+__all__ = ["Sharing"]
+
+EVERYTHING = "*"
+
+
+class _Path(NamedTuple):
+    """A dotted name: where it begins, and the attributes from there."""
+
+    name: str
+    root: str
+    attributes: list[str]
+    intent: str
+
+
+class Sharing:
+    """The decorator's `shared` and `private`, checked against the kernel.
+
+    Parameters
+    ----------
+    function : function
+        The kernel.
+    shared : sequence of str, dict of str to str, or None
+        Names of parameters and captured variables, with intents in a dict; dotted for attributes.
+    private : sequence of str or "*"
+        Names of what every worker gets a copy of.
+
+    Raises
+    ------
+    TypeError, ValueError
+        They hold anything else, or name what is not there.
+    LostWriteError
+        The kernel, or a function that travels with it, assigns a global or nonlocal variable.
+    """
+
+    def __init__(self, function: FunctionType, shared: Any, private: Any = ()) -> None:
+        code = function.__code__
+        self.function = function
+        self.positional = code.co_varnames[: code.co_argcount]
+        self.parameters = list(inspect.signature(function).parameters)
+        at = code.co_argcount + code.co_kwonlyargcount
+        self.variadic = code.co_varnames[at] if code.co_flags & inspect.CO_VARARGS else ""
+        intents = _intents(shared)
+        self.explicit = intents is not None
+        self.everything_private = private == EVERYTHING
+        chosen = dict(intents or {})
+        for name in () if self.everything_private else _names("private", private):
+            if name in chosen:
+                raise ValueError(
+                    f"{name!r} is both shared and private; leave it in shared to write the "
+                    "caller's array, or in private for a copy in every worker"
+                )
+            chosen[name] = "private"
+        self.private = frozenset(name for name, intent in chosen.items() if intent == "private")
+        self.intents = {name: intent for name, intent in chosen.items() if "." not in name}
+        self.paths = [
+            _Path(name, (parts := name.split("."))[0], parts[1:], intent)
+            for name, intent in chosen.items()
+            if "." in name
+        ]
+        self._silent = not chosen and not self.explicit
+        self._checked: Skeleton | None = None
+        helpers = reach(function, own_modules(function))
+        if chosen:
+            self._check_names(helpers, chosen)
+        self._refuse_assignments(helpers)
+
+    def _check_names(self, helpers: list[FunctionType], intents: dict[str, str]) -> None:
+        captured: set[str] = set()
+        arrays: set[str] = set()
+        unbound = False
+        for helper in helpers:
+            space = helper.__globals__
+            named = set(global_names(helper.__code__))
+            captured |= named | set(helper.__code__.co_freevars)
+            arrays |= {name for name in named if isinstance(space.get(name), np.ndarray)}
+            arrays |= set(helper.__code__.co_freevars)
+            unbound = unbound or any(n not in space and n not in vars(builtins) for n in named)
+        for name, intent in intents.items():
+            root = name.partition(".")[0]
+            if root in self.parameters or root in captured:
+                continue
+            if unbound:
+                continue  # a helper that is defined later may capture it: seen at the call
+            known = ", ".join(map(repr, [*self.parameters, *sorted(arrays)])) or "nothing"
+            raise ValueError(
+                f"{_option(intent)} names {name!r}, and {root!r} is neither a parameter of "
+                f"{self.function.__qualname__} nor a variable that it captures; it could be {known}"
+            )
+
+    def _refuse_assignments(self, functions: Sequence[FunctionType]) -> None:
+        """Refuse functions of the kernel's module that assign variables of the caller."""
+        if self.everything_private:
+            return
+        own = own_modules(self.function)
+        for function in functions:
+            if (function.__module__ or "__main__") not in own:
+                continue
+            for name, kind, line in assigned(function.__code__):
+                if name not in self.private:
+                    raise LostWriteError(
+                        f"{function.__qualname__} assigns the {kind} variable {name!r} in line "
+                        f"{line} of {function.__code__.co_filename}: each worker would change a "
+                        f"copy of its own, and the caller's would stay as it is. Return the value "
+                        f"(with reduce= for one of all ranks), write into a shared array, or say "
+                        f"private=[{name!r}] if a copy in every worker is meant"
+                    )
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments by parameter, those of ``*args`` by position.
+
+        A call that does not fit is not refused here: the kernel does it, in Python's own words.
+        """
+        function = self.function
+        arguments: dict[str, Any] = dict(zip(self.positional, args))  # noqa: B905  # may not fit
+        for n, value in enumerate(args[len(self.positional) :]):
+            arguments[f"{self.variadic}[{n}]"] = value
+        arguments |= kwargs
+        if defaults := function.__defaults__:
+            for name, value in zip(self.positional[-len(defaults) :], defaults, strict=False):
+                arguments.setdefault(name, value)
+        if function.__kwdefaults__:
+            for name, value in function.__kwdefaults__.items():
+                arguments.setdefault(name, value)
+        return arguments
+
+    def claims(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        skeleton: Skeleton,
+        values: list[Any],
+    ) -> Claims:
+        """What a call sends.
+
+        Raises
+        ------
+        TypeError
+            What is named cannot be shared.
+        ValueError
+            What is named is nowhere, is read-only, or is made anew at each access.
+        """
+        if skeleton is not self._checked:
+            self._refuse_assignments(skeleton.functions)
+            self._checked = skeleton
+        intents: dict[int, str] = {}
+        if self._silent:
+            if not (args or kwargs or values):
+                return Claims(args, kwargs, values, {}, [], [])
+            self._note_parameters(self.bind(args, kwargs).values(), intents)
+            for _, value in skeleton.captured(values):
+                if type(value) is np.ndarray:
+                    intents.setdefault(id(value), "unnamed")
+            return Claims(args, kwargs, values, intents, [], [])
+        arguments = self.bind(args, kwargs)
+        captured = [(n, v) for n, v in skeleton.captured(values) if n not in arguments]
+        if not self.explicit:
+            self._note_parameters(
+                (v for n, v in arguments.items() if _parameter(n) not in self.private), intents
+            )
+        known = {*map(_parameter, arguments), *self.parameters}
+        for name, value in [*arguments.items(), *captured]:
+            intent = self.intents.get(_parameter(name))
+            known.add(name)
+            if intent == "private":
+                if type(value) is not np.ndarray:  # one that is has a copy even of what is shared
+                    _claim(name, value, intent, intents)
+            elif intent is not None:
+                _claim(name, value, intent, intents)
+            elif type(value) is np.ndarray:
+                intents.setdefault(id(value), "unnamed")
+        named = []
+        cleared = [
+            value
+            for name, value in [*arguments.items(), *captured]
+            if self.intents.get(_parameter(name)) == "out"
+        ]
+        for path in self.paths:
+            for value in self._follow(path, arguments, captured, known):
+                _claim(path.name, value, path.intent, intents)
+                named.append((path.name, value))
+                if path.intent == "out":
+                    cleared.append(value)
+        for name, intent in self.intents.items():
+            if name not in known:
+                raise ValueError(
+                    f"{_option(intent)} names {name!r}, which is neither a parameter nor captured "
+                    "by the kernel or a helper of its module; it could be "
+                    f"{', '.join(map(repr, sorted(known))) or 'nothing'}"
+                )
+        if self.private:
+            args, kwargs, values = self._privatise(args, kwargs, skeleton, values)
+        return Claims(args, kwargs, values, intents, named, cleared)
+
+    @staticmethod
+    def check_met(claims: Claims, transit: Outward) -> None:
+        """Refuse a dotted name whose array the workers have not been sent."""
+        for name, value in claims.named:
+            if isinstance(value, np.ndarray) and id(value) not in transit.met:
+                raise ValueError(
+                    f"{name!r} is named in shared or private, and no attribute holds that array: "
+                    "a property made it, or a module has it. Name the attribute that it is made "
+                    "of, or pass the array as an argument"
+                )
+
+    @staticmethod
+    def _note_parameters(values: Any, intents: dict[int, str]) -> None:
+        """Without `shared`, every parameter that is exactly an ndarray is."""
+        for value in values:
+            if type(value) is np.ndarray:
+                intents[id(value)] = "inout" if value.flags.writeable else "in"
+
+    @staticmethod
+    def _follow(
+        path: _Path,
+        arguments: dict[str, Any],
+        captured: list[tuple[str, Any]],
+        known: set[str],
+    ) -> Iterator[Any]:
+        """What a dotted name means in this call."""
+        roots = [arguments[path.root]] if path.root in arguments else []
+        roots = roots or [value for name, value in captured if name == path.root]
+        if not roots and path.root not in known:
+            raise ValueError(
+                f"{_option(path.intent)} names {path.name!r}, and {path.root!r} is neither a "
+                "parameter nor captured by the kernel or a helper of its module; it could be "
+                f"{', '.join(map(repr, sorted(known))) or 'nothing'}"
+            )
+        for root in roots:
+            value, sofar = root, path.root
+            for attribute in path.attributes:
+                try:
+                    value = getattr(value, attribute)
+                except AttributeError:
+                    raise ValueError(
+                        f"{_option(path.intent)} names {path.name!r}, and {sofar} is a "
+                        f"{type(value).__qualname__} without an attribute {attribute!r}; "
+                        "set it before the call, or correct the name"
+                    ) from None
+                sofar += f".{attribute}"
+            yield value
+
+    def _privatise(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        skeleton: Skeleton,
+        values: list[Any],
+    ) -> tuple[tuple[Any, ...], dict[str, Any], list[Any]]:
+        """Arguments and slots with what is private by name marked as such."""
+        names = [*self.positional, *[self.variadic] * (len(args) - len(self.positional))]
+        private = self.private
+        args = tuple(Private(v) if n in private else v for n, v in zip(names, args, strict=False))
+        kwargs = {n: Private(v) if n in private else v for n, v in kwargs.items()}
+        marked = []
+        for slot, value in zip(skeleton.slots, values, strict=True):
+            if slot.kind in ("global", "cell"):
+                value = Private(value) if slot.name in private and value is not MISSING else value
+            elif slot.kind == "__defaults__" and value and slot.owner == 0:
+                tail = self.positional[-len(value) :]
+                value = tuple(
+                    Private(v) if n in private else v for n, v in zip(tail, value, strict=True)
+                )
+            elif slot.kind == "__kwdefaults__" and value and slot.owner == 0:
+                value = {n: Private(v) if n in private else v for n, v in value.items()}
+            marked.append(value)
+        return args, kwargs, marked
+
+
+def _parameter(name: str) -> str:
+    """The parameter of an argument: ``args[2]`` is one of ``args``."""
+    return name.partition("[")[0]
+
+
+def _option(intent: str) -> str:
+    return "private" if intent == "private" else "shared"
+
+
+def _claim(name: str, value: Any, intent: str, intents: dict[int, str]) -> None:
+    """Enter the intent of one array that is named, the widest if it has several names."""
+    if intent == "private":
+        for _, found in reachable(name, value):
+            if isinstance(found, np.ndarray) and intents.get(id(found), "unnamed") == "unnamed":
+                intents[id(found)] = intent
+        return
+    _check_shareable(name, value)
+    if intent != "in" and not value.flags.writeable:
+        raise ValueError(
+            f"shared names {name!r} for writing, and the array is read-only; "
+            f"pass a writable one, or say shared={{{name!r}: 'in'}}"
+        )
+    known = intents.get(id(value))
+    if known == "private":
+        raise ValueError(
+            f"{name!r} is shared, and the same array is private under another name; "
+            "name it in one of the two"
+        )
+    if known not in (None, "unnamed", intent):
+        intent = "inout"
+    intents[id(value)] = intent
+
+
+def _names(option: str, names: Any) -> list[str]:
+    """A list of names, checked."""
+    if isinstance(names, str):
+        raise TypeError(
+            f"{option} must be a list of names, got the string {names!r}; "
+            f"you wrote {option}={names!r}, you want {option}=[{names!r}]"
+        )
+    if not isinstance(names, (Sequence, set, frozenset)):
+        raise TypeError(f"{option} must be a list of names, got {names!r}")
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"{option} must hold names, got {name!r}; write the parameter's name as a string"
+            )
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(
+                f"{option} must hold names such as 'A' or 'self.A', got {name!r}; "
+                "what a list or dict holds can be passed as an argument of its own"
+            )
+    return list(names)
+
+
+def _intents(shared: Any) -> dict[str, str] | None:
+    """`shared` as a dict of intents, or None for every array among the parameters."""
+    if shared is None:
+        return None
+    if not isinstance(shared, dict):
+        if not isinstance(shared, (str, Sequence, set, frozenset)):
+            raise TypeError(
+                "shared must be a list of names, a dict of names to 'in', 'out' or "
+                f"'inout', or None, got {shared!r}"
+            )
+        return dict.fromkeys(_names("shared", shared), "inout")
+    _names("shared", list(shared))
+    for name, intent in shared.items():
+        if intent not in ("in", "out", "inout"):
+            raise ValueError(
+                f"the intent of {name!r} must be 'in', 'out' or 'inout', got {intent!r}"
+            )
+    return dict(shared)
+
+
+def _check_shareable(name: str, value: object) -> None:
+    """Refuse what `shared` names and cannot be written in place."""
+    if isinstance(value, np.ndarray) and type(value) in (np.ndarray, np.memmap):
+        if value.dtype.hasobject or value.dtype.kind == "T":
+            raise TypeError(
+                f"{name!r} is an array of Python objects, which cannot be shared; "
+                "convert it to a numeric or fixed-size dtype"
+            )
+        return
+    kind = type(value).__qualname__
+    if value is MISSING:
+        raise NameError(f"shared names {name!r}, which has no value yet")
+    if isinstance(value, np.ma.MaskedArray):
+        remedy = "share its .data and .mask"
+    elif isinstance(value, np.ndarray):
+        remedy = f"pass np.asarray({name})"
+    elif hasattr(value, "to_numpy"):
+        remedy = f"pass {name}.to_numpy()"
+    elif isinstance(value, (list, tuple)):
+        remedy = f"pass np.array({name}), or leave it out of shared: workers get a copy"
+    else:
+        remedy = "leave it out of shared: workers get a copy"
+    raise TypeError(f"{name!r} is a {kind}, and only NumPy arrays can be shared; {remedy}")

@@ -1,0 +1,119 @@
+"""What a kernel was given, to see afterwards whether it changed what nobody will see.
+
+Every worker has copies of the caller's lists, dicts, sets and objects; what a kernel does to them
+ends with the region. A serial loop would have kept it, so a kernel that ends with a changed one
+fails, with the remedy, instead of losing the change in silence.
+
+A snapshot is shallow: it tells which objects a container held, by identity. Containers inside
+containers have snapshots of their own, as far as `reachable` leads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from operator import is_
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+import numpy as np
+
+from dsmfor.errors import LostWriteError
+from dsmfor.reachable import ATOMS, attributes, reachable
+
+__all__ = ["Snapshots"]
+
+_LISTS = (list, deque)
+_BYTES = (bytearray,)
+
+
+_QUIET = ATOMS | {np.ndarray, FunctionType, BuiltinFunctionType, ModuleType, type}
+
+
+class Snapshots:
+    """Of everything that may change inside some values.
+
+    Parameters
+    ----------
+    named : iterable of (str, object)
+        Values and the user's names for them.
+    private : frozenset of str
+        Dotted names of what may change, for the user has said so.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, Any]], private: frozenset[str]) -> None:
+        self._taken: list[tuple[str, Any, Callable[[], str]]] = []
+        for name, value in named:
+            if type(value) in _QUIET or name in private:
+                continue
+            for label, found in reachable(name, value):
+                if not _within(label, private):
+                    change = _watch(label, found)
+                    if change is not None:
+                        self._taken.append((label, found, change))
+
+    def check(self, kernel: str) -> None:
+        """Whether all is as it was.
+
+        Raises
+        ------
+        LostWriteError
+            Something is not.
+        """
+        for label, _, change in self._taken:
+            what = change()
+            if what:
+                root = label.partition("[")[0].split(".")[0]
+                raise LostWriteError(
+                    f"{kernel} changed {what}, and the change would be lost: every worker has a "
+                    "copy of its own, and the caller's stays as it is. "
+                    "Return the value (the call gives a list by rank, or what reduce= makes of "
+                    "it), write numbers into a shared array, or say "
+                    f"private=[{root!r}] if it is scratch"
+                )
+
+
+def _within(label: str, private: frozenset[str]) -> bool:
+    return any(label == name or label.startswith((f"{name}.", f"{name}[")) for name in private)
+
+
+def _watch(label: str, value: Any) -> Callable[[], str] | None:
+    """A function that tells what has changed in a value since now, '' for nothing."""
+    if isinstance(value, dict):
+        return _watch_dict(label, value)
+    if isinstance(value, _LISTS):
+        items = list(value)
+        kind = "list" if isinstance(value, list) else "deque"
+        return lambda: "" if _same(items, list(value)) else f"the {kind} {label!r}"
+    if isinstance(value, set):
+        members = frozenset(value)
+        return lambda: "" if members == value else f"the set {label!r}"
+    if isinstance(value, _BYTES):
+        content = bytes(value)
+        return lambda: "" if content == value else f"the {type(value).__name__} {label!r}"
+    found = attributes(value)
+    if found is None:
+        return None
+    return lambda: _changed_attributes(label, found, attributes(value) or {})
+
+
+def _watch_dict(label: str, value: dict[Any, Any]) -> Callable[[], str]:
+    keys, items = list(value), list(value.values())
+
+    def change() -> str:
+        if _same(keys, list(value)) and _same(items, list(value.values())):
+            return ""
+        return f"the dict {label!r}"
+
+    return change
+
+
+def _same(before: list[Any], after: list[Any]) -> bool:
+    return len(before) == len(after) and all(map(is_, before, after))
+
+
+def _changed_attributes(label: str, before: dict[str, Any], after: dict[str, Any]) -> str:
+    for name in {**before, **after}:
+        if name not in before or name not in after or before[name] is not after[name]:
+            return f"the attribute '{label}.{name}'"
+    return ""

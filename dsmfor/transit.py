@@ -1,0 +1,334 @@
+"""How each array, and each object that holds arrays, crosses to another process.
+
+The picklers of pickling.py ask here. On the way out, to the workers, the rules are those of the
+user: an array in shared memory goes by handle, a plain one is noted down to be staged once for all
+workers, a memory map goes by its file. Nobody loses a write unseen: what is not to be written back
+arrives read-only, unless it is private or belongs to an object of an installed package, whose own
+code may need to write there. On the way home, results go by handle or by value.
+
+Guarantees
+----------
+- An array object that is met twice in a dump is one object on the other side.
+- What is noted down in `Outward.plain` is kept alive, and its id with it.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+
+from dsmfor import arrays, filemaps
+from dsmfor.origin import installed
+
+__all__ = ["Homeward", "Outward", "Plain", "Private", "Table", "Transit", "arriving"]
+
+Table = list[arrays.Handle]
+"""Handles of the staged arrays of a dump, by number."""
+
+_SCALARS = (np.generic, np.dtype, np.ufunc)
+
+
+class _Arriving(threading.local):
+    """What the dump that this thread is loading refers to."""
+
+    table: Table = []  # noqa: RUF012  # replaced, never changed
+
+
+arriving = _Arriving()
+
+
+class Plain(NamedTuple):
+    """A plain array, and what the kernel does with it."""
+
+    array: np.ndarray
+    intent: str  # "in" | "out" | "inout"
+
+
+class Private:
+    """Stands for a value of which every worker gets a copy of its own."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+class Transit(Protocol):
+    """What a pickler asks about arrays and objects. Answers are those of `reducer_override`."""
+
+    segments: set[int]  # whose arrays were met
+    numbers: Mapping[int, int]  # id of a function that the other side has -> its number there
+
+    def reset(self) -> None:
+        """The dump begins anew."""
+
+    def array(self, value: np.ndarray) -> Any:
+        """How an object that is exactly an ndarray crosses."""
+
+    def other(self, value: Any, kind: type, table: Mapping[type, Callable[[Any], Any]]) -> Any:
+        """How any other object crosses; `table` holds reducers by type."""
+
+
+class Homeward:
+    """From a worker to the caller or to its peers.
+
+    Parameters
+    ----------
+    copied : frozenset of int
+        Segments whose arrays go by value: they will not last.
+    """
+
+    numbers: Mapping[int, int] = {}
+
+    def __init__(self, copied: frozenset[int] = frozenset()) -> None:
+        self.copied = copied
+        self.segments: set[int] = set()
+
+    def reset(self) -> None:
+        """The dump begins anew."""
+        self.segments.clear()
+
+    def array(self, value: np.ndarray) -> Any:
+        """By handle if it lies in shared memory that lasts."""
+        handle = arrays.handle(value)
+        if handle is None:
+            return NotImplemented
+        if handle[0] in self.copied:
+            return NotImplemented if value.flags.writeable else (_same, (value.copy(order="K"),))
+        self.segments.add(handle[0])
+        return arrays.rebuild, (handle,)
+
+    def other(self, value: Any, kind: type, table: Mapping[type, Callable[[Any], Any]]) -> Any:  # noqa: ARG002  # the protocol's
+        """As it pickles itself."""
+        return NotImplemented
+
+
+class Outward:
+    """From the caller to the workers.
+
+    Parameters
+    ----------
+    numbers : mapping of int to int
+        Ids of the skeleton's functions, and their numbers.
+    intents : dict of int to str
+        Ids of arrays that the user has named, or could have: 'in', 'out', 'inout', 'private', or
+        'unnamed'. Whoever made it keeps the arrays alive.
+    everything_private : bool
+        Whether what is not named goes as a copy for each worker.
+
+    Attributes
+    ----------
+    plain : dict of int to Plain
+        The plain arrays that were met, by id, in the order of their numbers.
+    """
+
+    def __init__(
+        self,
+        numbers: Mapping[int, int],
+        intents: dict[int, str],
+        everything_private: bool = False,
+    ) -> None:
+        self.numbers = numbers
+        self.intents = intents
+        self.everything_private = everything_private
+        self.segments: set[int] = set()
+        self.plain: dict[int, Plain] = {}
+        self.met: set[int] = set()  # ids of named arrays
+        self._positions: dict[int, int] = {}
+        self._private = 0  # depth of objects whose arrays are theirs
+        self._kept: list[Any] = []  # what was made for this dump: its ids must stay its own
+
+    def reset(self) -> None:
+        """The dump begins anew."""
+        self.segments.clear()
+        self.plain.clear()
+        self.met.clear()
+        self._positions.clear()
+        self._kept.clear()
+        self._private = 0
+
+    def array(self, value: np.ndarray) -> Any:
+        """By handle, by the number of its staged copy, by file or by value."""
+        handle = arrays.handle(value)
+        intent = self.intents.get(id(value))
+        if intent is not None:
+            self.met.add(id(value))
+        if handle is not None and intent != "private":
+            if intent == "in":
+                handle = (*handle[:5], False)
+            self.segments.add(handle[0])
+            return arrays.rebuild, (handle,)
+        free = intent is None or intent == "unnamed"
+        if intent == "private" or (free and self.everything_private):
+            return self._by_value(value)
+        if intent is None and self._private:
+            return self._by_value(value)
+        if value.nbytes == 0 and value.dtype.kind != "T":
+            return NotImplemented
+        if value.dtype.hasobject or value.dtype.kind == "T":
+            return _frozen(cast("tuple[Any, ...]", value.__reduce__()))
+        if (reduced := filemaps.by_file(value, intent)) is not None:
+            return reduced
+        number = self._positions.setdefault(id(value), len(self._positions))
+        self.plain[id(value)] = Plain(value, "in" if free else str(intent))
+        return _staged, (number,)
+
+    def other(self, value: Any, kind: type, table: Mapping[type, Callable[[Any], Any]]) -> Any:
+        """Subclasses of ndarray, private values, and objects of installed packages."""
+        if kind is Private:
+            return self._copied(value.value)
+        if kind is _Border:
+            self._private += value.step
+            return _nothing, ()
+        module = kind.__module__
+        if module == "builtins" or not isinstance(module, str):
+            return NotImplemented
+        if issubclass(kind, np.ndarray):
+            return self._subclass(value, kind)
+        if installed(module) and not issubclass(kind, _SCALARS):
+            return self._enclosed(value, table.get(kind))
+        return NotImplemented
+
+    def _by_value(self, value: np.ndarray) -> Any:
+        """A copy that may be written, whatever the original says."""
+        if value.flags.writeable:
+            return NotImplemented
+        return _same, (self._keep(value.copy(order="K")),)
+
+    def _keep(self, array: np.ndarray) -> np.ndarray:
+        """An array of this dump's own, to go by value."""
+        self._kept.append(array)
+        self.intents = {**self.intents, id(array): "private"}
+        return array
+
+    def _copied(self, value: Any) -> Any:
+        """A private value, also if the same object is shared under another name."""
+        if type(value) is np.ndarray:
+            return _same, (self._keep(value.view() if value.flags.writeable else value.copy()),)
+        return _inner, (self._border(1), value, self._border(-1))
+
+    def _border(self, step: int) -> _Border:
+        border = _Border(step)
+        self._kept.append(border)
+        return border
+
+    def _subclass(self, value: np.ndarray, kind: type) -> Any:
+        intent = self.intents.get(id(value))
+        if intent is not None:
+            self.met.add(id(value))
+        if intent == "private" or (intent is None and (self._private or self.everything_private)):
+            return NotImplemented
+        if kind is np.memmap and (reduced := filemaps.by_file(value, intent)) is not None:
+            return reduced
+        return _frozen(cast("tuple[Any, ...]", value.__reduce_ex__(2)))
+
+    def _enclosed(self, value: Any, reducer: Callable[[Any], Any] | None) -> Any:
+        """An object as it pickles itself, its arrays marked as its own business.
+
+        The marks are pickled before and after its parts, and change how arrays in between cross.
+        """
+        reduced = value.__reduce_ex__(5) if reducer is None else reducer(value)
+        if isinstance(reduced, str):
+            return reduced
+        function, arguments, state, items, pairs, setter = (*reduced, *(None,) * 4)[:6]
+        made = (_call, (self._border(1), function, arguments, self._border(-1)))
+        if state is None and items is None and pairs is None:
+            return made
+        rest = (
+            self._border(1),
+            state,
+            None if items is None else list(items),
+            None if pairs is None else list(pairs),
+            setter,
+            self._border(-1),
+        )
+        return *made, rest, None, None, _complete
+
+
+class _Border:
+    """A mark in the stream of pickled objects: from here on, one level deeper or less deep."""
+
+    __slots__ = ("step",)
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+
+# -- On the other side ----------------------------------------------------------------------------
+
+
+def _nothing() -> None:
+    """What a mark becomes."""
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _inner(_: None, value: Any, __: None) -> Any:
+    return value
+
+
+def _call(_: None, function: Callable[..., Any], arguments: tuple[Any, ...], __: None) -> Any:
+    return function(*arguments)
+
+
+def _complete(value: Any, rest: tuple[Any, ...]) -> None:
+    """Give an object its items and its state, in the order in which pickle does it."""
+    _, state, items, pairs, setter, _ = rest
+    if items:
+        value.extend(items) if hasattr(value, "extend") else [value.append(i) for i in items]
+    for key, item in pairs or ():
+        value[key] = item
+    if state is None:
+        return
+    if setter is not None:
+        setter(value, state)
+    else:
+        _set_state(value, state)
+
+
+def _set_state(value: Any, state: Any) -> None:
+    if hasattr(value, "__setstate__"):
+        value.__setstate__(state)
+        return
+    slots = None
+    if isinstance(state, tuple) and len(state) == 2:
+        state, slots = state
+    if state:
+        value.__dict__.update({sys.intern(name): item for name, item in state.items()})
+    for name, item in (slots or {}).items():
+        setattr(value, name, item)
+
+
+def _staged(number: int) -> np.ndarray:
+    return arrays.rebuild(arriving.table[number])
+
+
+def _frozen(reduced: tuple[Any, ...]) -> Any:
+    """An array as it pickles itself, read-only."""
+    function, arguments, state = (*reduced, None)[:3]
+    if state is None:
+        return _made_frozen, (function, arguments)
+    return function, arguments, state, None, None, _set_frozen
+
+
+def _made_frozen(function: Callable[..., np.ndarray], arguments: tuple[Any, ...]) -> np.ndarray:
+    return _freeze(function(*arguments))
+
+
+def _set_frozen(value: np.ndarray, state: Any) -> None:
+    value.__setstate__(state)
+    _freeze(value)
+
+
+def _freeze(value: np.ndarray) -> np.ndarray:
+    if isinstance(value, np.ma.MaskedArray):
+        value.mask = np.ma.getmaskarray(value)  # one that can be frozen, too
+        np.ma.getmask(value).flags.writeable = False
+    value.flags.writeable = False
+    return value
