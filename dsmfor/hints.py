@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dsmfor.outcome import text_of
 from dsmfor.reachable import reachable
 
 __all__ = ["note_read_only"]
@@ -32,7 +33,7 @@ def note_read_only(error: BaseException, named: Iterable[tuple[str, Any]]) -> No
     """
     if not isinstance(error, (ValueError, TypeError, BufferError, RuntimeError)):
         return
-    text = str(error).lower()
+    text = text_of(error).lower()
     if not any(word in text for word in _WORDS):
         return
     arrays = {

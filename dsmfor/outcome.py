@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from dsmfor.errors import BarrierBroken, RegionError, RemoteTraceback
 from dsmfor.pickling import dump, load
 
-__all__ = ["Failure", "Outcome", "Stop", "describe_failure", "open_outcome", "revive"]
+__all__ = ["Failure", "Outcome", "Stop", "describe_failure", "open_outcome", "revive", "text_of"]
 
 
 class Stop(BaseException):
@@ -49,7 +49,7 @@ def describe_failure(error: BaseException, note: str) -> Failure:
     return Failure(
         pickled,
         type(error).__qualname__,
-        _text(error),
+        text_of(error),
         text,
         note,
         type(error) in (BarrierBroken, Stop),
@@ -66,7 +66,7 @@ def open_outcome(data: bytes, rank: int, size: int) -> Outcome:
             failure=Failure(
                 None,
                 type(error).__qualname__,
-                f"while the result of rank {rank} was unpickled in the caller: {_text(error)}",
+                f"while the result of rank {rank} was unpickled in the caller: {text_of(error)}",
                 "".join(traceback.format_exception(error)),
                 f"in the caller, from worker {rank} of {size}",
                 False,
@@ -80,7 +80,8 @@ def _bare(error: BaseException) -> BaseException:
     return error
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """`str` of an exception, also of one whose own `__str__` fails."""
     try:
         return str(error)
     except Exception:  # noqa: BLE001  # so may its __str__

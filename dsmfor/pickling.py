@@ -129,7 +129,7 @@ class _General(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         reduced = super().reducer_override(value)
         if reduced is NotImplemented:
             return self.transit.other(value, type(value), self.dispatch_table)
-        if isinstance(value, type) and "__slots__" in vars(value):
+        if isinstance(value, type) and vars(value).get("__slots__"):
             _make_slots(reduced, vars(value)["__slots__"])
         return reduced
 

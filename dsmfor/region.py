@@ -20,7 +20,7 @@ from dsmfor.engines import process
 from dsmfor.engines.crew import Ended
 from dsmfor.errors import PerformanceWarning, RegionError, RegionTimeout, WorkerDied
 from dsmfor.options import Options
-from dsmfor.outcome import Failure, revive
+from dsmfor.outcome import Failure, revive, text_of
 from dsmfor.payload import Claims, Kernel, Skeleton
 from dsmfor.pickling import dump
 from dsmfor.reachable import ATOMS, reachable
@@ -198,7 +198,7 @@ def _divergence(name: str, size: int, failures: dict[int, Failure]) -> str:
 
 def _note_others(error: BaseException, failures: list[tuple[int, Failure]]) -> None:
     for _, failure in failures[:_MOST_NOTES]:
-        same = failure.name == type(error).__qualname__ and failure.text == str(error)
+        same = failure.name == type(error).__qualname__ and failure.text == text_of(error)
         error.add_note(
             f"also {failure.note}" + ("" if same else f": {failure.name}: {failure.text}")
         )

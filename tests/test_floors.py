@@ -59,7 +59,7 @@ SIDEWAYS = {
     "_native": {"_native", "errors"},
     "team": {"schedules"},
     "snapshots": {"reachable"},
-    "hints": {"reachable"},
+    "hints": {"outcome", "reachable"},
     "pickling": {"transit"},
     "staging": {"transit"},
     "payload": {"pickling", "reachable", "staging", "transit"},
