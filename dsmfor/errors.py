@@ -91,3 +91,16 @@ class RemoteTraceback(DSMError):
 
     def __str__(self) -> str:
         return "\n" + str(self.args[0]) if self.args else ""
+
+
+for _public in (
+    DSMError,
+    RegionError,
+    BarrierBroken,
+    LostWriteError,
+    PerformanceWarning,
+    WorkerDied,
+    SharedMemoryFull,
+    RegionTimeout,
+):
+    _public.__module__ = __name__.partition(".")[0]  # as users know them, in tracebacks too

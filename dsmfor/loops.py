@@ -314,8 +314,19 @@ def _integer(name: str, value: SupportsIndex) -> int:
     except TypeError:
         raise TypeError(
             f"{name} takes integers, as range does, got {value!r} of type "
-            f"{type(value).__name__}; convert it with int() or use len()"
+            f"{type(value).__name__}; {_remedy(name, value)}"
         ) from None
+
+
+def _remedy(name: str, value: object) -> str:
+    """What to write instead of a value that is no integer."""
+    if isinstance(value, str):
+        return f"schedule is a keyword: {name}(n, schedule={value!r})"
+    if isinstance(value, float):
+        return "divide with // or round with int()"
+    if hasattr(value, "__len__"):
+        return f"you wrote {name}(x), you want {name}(len(x)), and x[i] in the body"
+    return "convert it with int()"
 
 
 def _shape(shape: object, name: str) -> tuple[int, ...]:
@@ -323,9 +334,9 @@ def _shape(shape: object, name: str) -> tuple[int, ...]:
         items: Any = shape if isinstance(shape, (tuple, list)) else [shape]
         extents = tuple(index(n) for n in items)
     except TypeError:
+        wrong = next((n for n in items if not hasattr(n, "__index__")), shape)
         raise TypeError(
-            f"{name} takes integers or a tuple of integers, got {shape!r}; "
-            "to loop over an array's elements, loop over range of its length and index it"
+            f"{name} takes integers or a tuple of integers, got {shape!r}; {_remedy(name, wrong)}"
         ) from None
     if any(n < 0 for n in extents):
         raise ValueError(f"{name} got a negative extent in {extents}; extents count from 0")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
@@ -112,7 +112,7 @@ def options(**choices: Any) -> Iterator[None]:
     ...     team()
     [1]
     """
-    _check_names("options", choices)
+    check_names("options", choices)
     Options(**choices)
     token = _overlay.set({**(_overlay.get() or {}), **choices})
     try:
@@ -123,15 +123,16 @@ def options(**choices: Any) -> Iterator[None]:
 
 def override(base: Options, **choices: Any) -> Options:
     """`base` with some options replaced; a new schedule or chunk drops the other of base."""
-    _check_names("using", choices)
+    check_names("using", choices)
     choices = dict(choices)
     if "schedule" in choices and "chunk" not in choices:
         choices["chunk"] = None
     return replace(base, **choices)
 
 
-def _check_names(function: str, choices: dict[str, Any]) -> None:
-    known = [field.name for field in fields(Options)]
+def check_names(function: str, choices: dict[str, Any], others: Sequence[str] = ()) -> None:
+    """Refuse what is no option of a function, which knows `others` besides."""
+    known = [*(field.name for field in fields(Options)), *others]
     for name in choices:
         if name not in known:
             near = get_close_matches(name, known, n=1)

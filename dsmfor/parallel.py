@@ -16,7 +16,7 @@ from typing import Any, Generic, ParamSpec, overload
 
 from dsmfor import region
 from dsmfor.engines import serial
-from dsmfor.options import Options, engine, override, resolve, workers
+from dsmfor.options import Options, check_names, engine, override, resolve, workers
 from dsmfor.payload import Kernel
 from dsmfor.reduction import Reduce, fold
 from dsmfor.report import Report
@@ -194,6 +194,7 @@ def parallel(
     timeout: float | None = None,
     blas_threads: int | None = 1,
     seed: int | None = None,
+    **unknown: Any,
 ) -> Any:
     """Make a function run on every worker of a team.
 
@@ -269,6 +270,8 @@ def parallel(
     >>> total
     array([1., 2., 3., 4.])
     """
+    if unknown:
+        check_names("parallel", unknown, ["shared", "private"])
     options = Options(
         workers=workers,
         schedule=schedule,

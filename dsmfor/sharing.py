@@ -66,6 +66,7 @@ class Sharing:
         self.function = function
         self.positional = code.co_varnames[: code.co_argcount]
         self.parameters = list(inspect.signature(function).parameters)
+        self._fitting: set[tuple[Any, ...]] = set()  # forms of calls that are known to fit
         at = code.co_argcount + code.co_kwonlyargcount
         self.variadic = code.co_varnames[at] if code.co_flags & inspect.CO_VARARGS else ""
         intents = _intents(shared)
@@ -137,10 +138,20 @@ class Sharing:
     def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments by parameter, those of ``*args`` by position.
 
-        A call that does not fit is not refused here: the kernel does it, in Python's own words.
+        Raises
+        ------
+        TypeError
+            The call does not fit the kernel.
         """
         function = self.function
-        arguments: dict[str, Any] = dict(zip(self.positional, args))  # noqa: B905  # may not fit
+        form = (len(args), *kwargs)
+        if form not in self._fitting:
+            try:
+                inspect.signature(function).bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{function.__qualname__}(): {error}") from None
+            self._fitting.add(form)
+        arguments: dict[str, Any] = dict(zip(self.positional, args))  # noqa: B905  # *args follow
         for n, value in enumerate(args[len(self.positional) :]):
             arguments[f"{self.variadic}[{n}]"] = value
         arguments |= kwargs
@@ -173,7 +184,7 @@ class Sharing:
             self._checked = skeleton
         intents: dict[int, str] = {}
         if self._silent:
-            if not (args or kwargs or values):
+            if not (args or kwargs or values or self.parameters):
                 return Claims(args, kwargs, values, {}, [], [])
             self._note_parameters(self.bind(args, kwargs).values(), intents)
             for _, value in skeleton.captured(values):
