@@ -15,16 +15,17 @@ from types import ModuleType
 __all__ = ["installed", "users"]
 
 _SELF = __name__.partition(".")[0]
-_STANDARD = sys.stdlib_module_names | {_SELF}
+_STANDARD = sys.stdlib_module_names | {_SELF}  # without __main__
+_known: dict[str, bool] = {"__main__": False}  # top-level package -> whether it is installed
 _FOLDERS = ("site-packages", "dist-packages")  # also of environments other than this one
-_known: dict[str, bool] = {}  # name of a top-level package -> whether it is installed
 
 
 def installed(module: str) -> bool:
     """Whether a module, by its dotted name, belongs to an installed package.
 
     Neither is what comes with Python, dsmfor itself, nor a package that is installed *editable*:
-    its files are where its author works on them.
+    its files are where its author works on them. ``__main__`` is the user's, whatever runs it: a
+    notebook's is the kernel launcher's file.
     """
     top = module.partition(".")[0]
     known = _known.get(top)

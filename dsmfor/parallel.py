@@ -90,6 +90,7 @@ class Parallel(Generic[P]):
         """Run the body in this thread, as a team of one."""
         began = time.perf_counter()
         settings = Settings(options.schedule or "static", options.chunk)
+        args, kwargs = self._core.sharing.here(args, kwargs)
         value = serial.run(self._core.function, args, kwargs, settings, options.seed or 0)
         self._core.costs = "serial", 1, time.perf_counter() - began, 0, 0
         return [value]
@@ -233,6 +234,8 @@ def parallel(
     seed : int, optional
         Chooses the permutations of schedule 'random'. Default: a new one for every call; 0 on the
         serial engine.
+    **unknown
+        Refused, with what is known.
 
     Returns
     -------

@@ -61,14 +61,8 @@ def fold(reduce: Reduce, values: Sequence[Any]) -> Any:
     Raises
     ------
     ValueError
-        A rank returned None, or with 'same' two ranks returned different values.
+        A rank returned None; with 'same', two ranks returned different values.
     """
-    empty = [rank for rank, value in enumerate(values) if value is None]
-    if empty:
-        raise ValueError(
-            f"reduce={reduce!r} needs a value from every rank, and rank {empty[0]} of "
-            f"{len(values)} returned None; return a neutral value, such as 0 for '+'"
-        )
     if reduce == "same":
         for rank, value in enumerate(values):
             if not _equal(values[0], value):
@@ -77,6 +71,12 @@ def fold(reduce: Reduce, values: Sequence[Any]) -> Any:
                     f"{_short(values[0])}, rank {rank} returned {_short(value)}"
                 )
         return values[0]
+    empty = [rank for rank, value in enumerate(values) if value is None]
+    if empty:
+        raise ValueError(
+            f"reduce={reduce!r} needs a value from every rank, and rank {empty[0]} of "
+            f"{len(values)} returned None; return a neutral value, such as 0 for '+'"
+        )
     operation = reduce if callable(reduce) else _OPERATIONS[str(reduce)]
     if reduce in ("min", "max") and not any(isinstance(v, np.ndarray) for v in values):
         return min(values) if reduce == "min" else max(values)

@@ -7,6 +7,7 @@ very arrays that they name then. How an array with an intent crosses is transit.
 from __future__ import annotations
 
 import builtins
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from types import FunctionType
@@ -14,8 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsmfor import arrays
 from dsmfor.bytecode import assigned
 from dsmfor.errors import LostWriteError
+from dsmfor.intents import check_shareable, names, parse
 from dsmfor.payload import (
     MISSING,
     Claims,
@@ -69,11 +72,11 @@ class Sharing:
         self._fitting: set[tuple[Any, ...]] = set()  # forms of calls that are known to fit
         at = code.co_argcount + code.co_kwonlyargcount
         self.variadic = code.co_varnames[at] if code.co_flags & inspect.CO_VARARGS else ""
-        intents = _intents(shared)
+        intents = parse(shared)
         self.explicit = intents is not None
         self.everything_private = private == EVERYTHING
         chosen = dict(intents or {})
-        for name in () if self.everything_private else _names("private", private):
+        for name in () if self.everything_private else names("private", private):
             if name in chosen:
                 raise ValueError(
                     f"{name!r} is both shared and private; leave it in shared to write the "
@@ -96,14 +99,14 @@ class Sharing:
 
     def _check_names(self, helpers: list[FunctionType], intents: dict[str, str]) -> None:
         captured: set[str] = set()
-        arrays: set[str] = set()
+        likely: set[str] = set()
         unbound = False
         for helper in helpers:
             space = helper.__globals__
             named = set(global_names(helper.__code__))
             captured |= named | set(helper.__code__.co_freevars)
-            arrays |= {name for name in named if isinstance(space.get(name), np.ndarray)}
-            arrays |= set(helper.__code__.co_freevars)
+            likely |= {name for name in named if isinstance(space.get(name), np.ndarray)}
+            likely |= set(helper.__code__.co_freevars)
             unbound = unbound or any(n not in space and n not in vars(builtins) for n in named)
         for name, intent in intents.items():
             root = name.partition(".")[0]
@@ -111,7 +114,7 @@ class Sharing:
                 continue
             if unbound:
                 continue  # a helper that is defined later may capture it: seen at the call
-            known = ", ".join(map(repr, [*self.parameters, *sorted(arrays)])) or "nothing"
+            known = ", ".join(map(repr, [*self.parameters, *sorted(likely)])) or "nothing"
             raise ValueError(
                 f"{_option(intent)} names {name!r}, and {root!r} is neither a parameter of "
                 f"{self.function.__qualname__} nor a variable that it captures; it could be {known}"
@@ -231,6 +234,35 @@ class Sharing:
             args, kwargs, values = self._privatise(args, kwargs, skeleton, values)
         return Claims(args, kwargs, values, intents, named, cleared)
 
+    def here(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments for a run in this process, where the intents of parameters hold too.
+
+        What would arrive read-only does, as a view; what starts as zeros does; what is private is
+        a copy. Captured variables and attributes are those of the caller.
+        """
+        if self._silent or not (args or kwargs):
+            return args, kwargs
+        order = [*self.positional, *[self.variadic] * (len(args) - len(self.positional))]
+        args = tuple(self._as_there(n, v) for n, v in zip(order, args, strict=False))
+        return args, {name: self._as_there(name, value) for name, value in kwargs.items()}
+
+    def _as_there(self, name: str, value: Any) -> Any:
+        intent = self.intents.get(name)
+        if intent == "private" or (self.everything_private and intent is None):
+            return value if intent is None and arrays.is_shared(value) else copy.deepcopy(value)
+        if intent is not None:
+            check_shareable(name, value)
+        if intent == "out":
+            value[...] = np.zeros((), value.dtype)
+        elif type(value) is np.ndarray and (
+            intent == "in" or (intent is None and self.explicit and not arrays.is_shared(value))
+        ):
+            value = value.view()
+            value.flags.writeable = False
+        return value
+
     @staticmethod
     def check_met(claims: Claims, transit: Outward) -> None:
         """Refuse a dotted name whose array the workers have not been sent."""
@@ -287,9 +319,9 @@ class Sharing:
         values: list[Any],
     ) -> tuple[tuple[Any, ...], dict[str, Any], list[Any]]:
         """Arguments and slots with what is private by name marked as such."""
-        names = [*self.positional, *[self.variadic] * (len(args) - len(self.positional))]
+        order = [*self.positional, *[self.variadic] * (len(args) - len(self.positional))]
         private = self.private
-        args = tuple(Private(v) if n in private else v for n, v in zip(names, args, strict=False))
+        args = tuple(Private(v) if n in private else v for n, v in zip(order, args, strict=False))
         kwargs = {n: Private(v) if n in private else v for n, v in kwargs.items()}
         marked = []
         for slot, value in zip(skeleton.slots, values, strict=True):
@@ -322,7 +354,7 @@ def _claim(name: str, value: Any, intent: str, intents: dict[int, str]) -> None:
             if isinstance(found, np.ndarray) and intents.get(id(found), "unnamed") == "unnamed":
                 intents[id(found)] = intent
         return
-    _check_shareable(name, value)
+    check_shareable(name, value)
     if intent != "in" and not value.flags.writeable:
         raise ValueError(
             f"shared names {name!r} for writing, and the array is read-only; "
@@ -337,70 +369,3 @@ def _claim(name: str, value: Any, intent: str, intents: dict[int, str]) -> None:
     if known not in (None, "unnamed", intent):
         intent = "inout"
     intents[id(value)] = intent
-
-
-def _names(option: str, names: Any) -> list[str]:
-    """A list of names, checked."""
-    if isinstance(names, str):
-        raise TypeError(
-            f"{option} must be a list of names, got the string {names!r}; "
-            f"you wrote {option}={names!r}, you want {option}=[{names!r}]"
-        )
-    if not isinstance(names, (Sequence, set, frozenset)):
-        raise TypeError(f"{option} must be a list of names, got {names!r}")
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(
-                f"{option} must hold names, got {name!r}; write the parameter's name as a string"
-            )
-        if not all(part.isidentifier() for part in name.split(".")):
-            raise ValueError(
-                f"{option} must hold names such as 'A' or 'self.A', got {name!r}; "
-                "what a list or dict holds can be passed as an argument of its own"
-            )
-    return list(names)
-
-
-def _intents(shared: Any) -> dict[str, str] | None:
-    """`shared` as a dict of intents, or None for every array among the parameters."""
-    if shared is None:
-        return None
-    if not isinstance(shared, dict):
-        if not isinstance(shared, (str, Sequence, set, frozenset)):
-            raise TypeError(
-                "shared must be a list of names, a dict of names to 'in', 'out' or "
-                f"'inout', or None, got {shared!r}"
-            )
-        return dict.fromkeys(_names("shared", shared), "inout")
-    _names("shared", list(shared))
-    for name, intent in shared.items():
-        if intent not in ("in", "out", "inout"):
-            raise ValueError(
-                f"the intent of {name!r} must be 'in', 'out' or 'inout', got {intent!r}"
-            )
-    return dict(shared)
-
-
-def _check_shareable(name: str, value: object) -> None:
-    """Refuse what `shared` names and cannot be written in place."""
-    if isinstance(value, np.ndarray) and type(value) in (np.ndarray, np.memmap):
-        if value.dtype.hasobject or value.dtype.kind == "T":
-            raise TypeError(
-                f"{name!r} is an array of Python objects, which cannot be shared; "
-                "convert it to a numeric or fixed-size dtype"
-            )
-        return
-    kind = type(value).__qualname__
-    if value is MISSING:
-        raise NameError(f"shared names {name!r}, which has no value yet")
-    if isinstance(value, np.ma.MaskedArray):
-        remedy = "share its .data and .mask"
-    elif isinstance(value, np.ndarray):
-        remedy = f"pass np.asarray({name})"
-    elif hasattr(value, "to_numpy"):
-        remedy = f"pass {name}.to_numpy()"
-    elif isinstance(value, (list, tuple)):
-        remedy = f"pass np.array({name}), or leave it out of shared: workers get a copy"
-    else:
-        remedy = "leave it out of shared: workers get a copy"
-    raise TypeError(f"{name!r} is a {kind}, and only NumPy arrays can be shared; {remedy}")

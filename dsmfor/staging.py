@@ -139,6 +139,7 @@ class Stage:
         image = self._root[place : place + group.high - group.low]
         np.copyto(image, np.frombuffer(raw, np.uint8))
         self.bytes_in += group.high - group.low
+        cleared = False
         for number in group.members:
             array = self._items[number].array
             address = array.__array_interface__["data"][0]
@@ -152,7 +153,12 @@ class Stage:
             )
             if self._items[number].intent == "out":
                 view[...] = np.zeros((), array.dtype)
+                cleared = True
             self._views[number] = view
+        if cleared:  # but for what another view brings in
+            for number in group.members:
+                if self._items[number].intent != "out":
+                    np.copyto(self._views[number], self._items[number].array)
 
     @staticmethod
     def _offered(view: np.ndarray, item: Plain) -> Handle:

@@ -47,6 +47,7 @@ FLOORS = {
     "engines": 4,
     "report": 5,
     "options": 5,
+    "intents": 5,
     "sharing": 5,
     "region": 5,
     "parallel": 5,
@@ -66,6 +67,7 @@ SIDEWAYS = {
     "replica": {"payload", "pickling", "transit"},
     "outcome": {"pickling"},
     "engines": {"engines"},
+    "sharing": {"intents"},
     "region": {"options", "sharing"},
     "parallel": {"options", "region", "report", "sharing"},
 }

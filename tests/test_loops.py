@@ -1075,8 +1075,15 @@ def test_a_child_forked_in_a_loop_outside_a_region_may_leave_it() -> None:
     ("call", "error", "message"),
     [
         (lambda: dsm.prange(), TypeError, "start"),
-        (lambda: dsm.prange(2.0), TypeError, r"integers.*got 2\.0.*len"),
+        (lambda: dsm.prange(2.0), TypeError, r"integers.*got 2\.0.*divide with //"),
         (lambda: dsm.prange(0, 2.5), TypeError, r"integers.*got 2\.5 of type float.*int\(\)"),
+        (lambda: dsm.prange([1.5, 2]), TypeError, r"got \[1\.5, 2\]; divide with //"),
+        (lambda: dsm.prange(np.zeros(3)), TypeError, r"you want prange\(len\(x\)\)"),
+        (
+            lambda: dsm.pslices("ab"),
+            TypeError,
+            r"schedule is a keyword: pslices\(n, schedule='ab'\)",
+        ),
         (lambda: dsm.prange("ab"), TypeError, "integers.*got 'ab'"),
         (lambda: dsm.prange(None), TypeError, "integers.*got None"),
         (lambda: dsm.prange(np.arange(3)), TypeError, "integers.*got array"),

@@ -806,3 +806,33 @@ def test_small_captures_arguments_and_shared_memory_are_not_told() -> None:
     small, shared, large = np.zeros(1000), dsm.zeros(200_000), np.zeros(200_000)
     kernel = dsm.parallel(workers=2)(lambda a: small[0] + shared[0] + a[0])
     assert warned(lambda: kernel(large)) == []
+
+
+# -- The same rules in this process -------------------------------------------------------------
+
+
+def test_a_serial_run_follows_the_intents_of_parameters() -> None:
+    a, b, c, d = np.ones(3), np.ones(3), np.ones(3), [1]
+
+    @dsm.parallel(shared={"a": "out", "b": "in"}, private=["d"])
+    def kernel(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: list[int]) -> Any:
+        d.append(2)
+        a += 1
+        return b.flags.writeable, c.flags.writeable
+
+    assert kernel.serial(a, b, c, d) == [(False, False)]
+    assert a.tolist() == [1, 1, 1]
+    assert d == [1]
+    assert b.flags.writeable
+    with pytest.raises(TypeError, match="'a' is a list"):
+        kernel.serial([1], b, c, d)
+
+
+def test_out_beside_an_overlapping_in_starts_zeroed_where_nothing_comes_in() -> None:
+    base = np.arange(1.0, 7.0)
+
+    @dsm.parallel(workers=2, shared={"a": "in", "b": "out"})
+    def kernel(a: np.ndarray, b: np.ndarray) -> Any:
+        return a.tolist(), b.tolist()
+
+    assert kernel(base[:4], base[2:]) == [([1, 2, 3, 4], [3, 4, 0, 0])] * 2
