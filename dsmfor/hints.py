@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from dsmfor._native import registry
 from dsmfor.outcome import text_of
 from dsmfor.reachable import reachable
 
@@ -21,7 +22,12 @@ __all__ = ["note_read_only"]
 _WORDS = ("read-only", "readonly", "read only", "writeable", "writable")
 
 
-def note_read_only(error: BaseException, named: Iterable[tuple[str, Any]]) -> None:
+def note_read_only(
+    error: BaseException,
+    named: Iterable[tuple[str, Any]],
+    inward: frozenset[str],
+    fixed: frozenset[int],
+) -> None:
     """Add a note to an error about read-only memory that names the array.
 
     Parameters
@@ -30,6 +36,10 @@ def note_read_only(error: BaseException, named: Iterable[tuple[str, Any]]) -> No
         What left the kernel, with its traceback.
     named : iterable of (str, object)
         The kernel's arguments and captured variables, by the user's names.
+    inward : frozenset of str
+        Names of intent 'in'.
+    fixed : frozenset of int
+        Where the staged copies of arrays lie that are read-only in the caller.
     """
     if not isinstance(error, (ValueError, TypeError, BufferError, RuntimeError)):
         return
@@ -45,19 +55,38 @@ def note_read_only(error: BaseException, named: Iterable[tuple[str, Any]]) -> No
     touched = [label for label, array in arrays.items() if _in_hand(error, label, array)]
     if len(arrays) == 1:
         touched = list(arrays)
-    if not touched:
-        return
-    names = " and ".join(map(repr, touched))
-    plain = [label for label in touched if "[" not in label]
-    remedy = (
-        f"Name it in shared ({', '.join(map(repr, plain))}) to write the caller's array"
-        if plain
-        else "Pass it as an argument of its own and name that in shared to write the caller's array"
-    )
-    error.add_note(
-        f"{names} arrived read-only: a plain array that `shared` does not name for writing is not "
-        f"copied back. {remedy}, or in private for a copy in every worker"
-    )
+    for label in touched:
+        error.add_note(f"{label!r} arrived read-only: {_why(label, arrays[label], inward, fixed)}")
+
+
+def _why(label: str, array: np.ndarray, inward: frozenset[str], fixed: frozenset[int]) -> str:
+    """Why an array arrived so, and what to do."""
+    private = "in private for a copy in every worker"
+    if type(array) is not np.ndarray or array.dtype.hasobject:
+        kind = "an array of objects" if type(array) is np.ndarray else f"a {type(array).__name__}"
+        remedy = (
+            "share its .data and .mask"
+            if isinstance(array, np.ma.MaskedArray)
+            else f"pass np.asarray({label})"
+            if not array.dtype.hasobject
+            else "convert it to a dtype of fixed size"
+        )
+        return f"{kind} is not copied back; {remedy} to write the caller's, or name it {private}"
+    handle = registry.handle(array)
+    if handle is not None and handle[1] in fixed:
+        return (
+            f"it is read-only in the caller too; pass one that may be written ({label}.copy()), "
+            f"or name it {private}"
+        )
+    if label in inward:
+        return (
+            f"shared names {label!r} as 'in'; say 'inout' to write the caller's array, or "
+            f"name it {private}"
+        )
+    why = "a plain array that `shared` does not name for writing is not copied back. "
+    if "[" in label:
+        return f"{why}Pass it as an argument of its own and name that in shared, or {private}"
+    return f"{why}Name it in shared ({label!r}) to write the caller's array, or {private}"
 
 
 def _in_hand(error: BaseException, label: str, array: np.ndarray) -> bool:

@@ -370,6 +370,7 @@ class Parcel(NamedTuple):
     choices: tuple[Any, ...]
     staged: int  # segment of the staged arrays, 0 if there are none; it will not last
     table: Table  # of the staged arrays
+    fixed: frozenset[int]  # offsets of those that are read-only in the caller
     environment: bytes | None  # slots' values and arguments; None if there are neither
 
 
@@ -425,13 +426,14 @@ class Kernel:
         alone = not args and not kwargs
         environment, stage, staged = None, None, 0
         table: Table = []
+        fixed: frozenset[int] = frozenset()
         if not alone or not skeleton.constant:
             environment = dump((values, args, kwargs), transit, skeleton.own)
             if transit.plain:
                 stage = Stage(transit.plain.values())
-                table, staged = stage.table, stage.segment
+                table, staged, fixed = stage.table, stage.segment, stage.fixed
                 transit.segments.add(staged)
-        parcel = Parcel(skeleton.serial, choices, staged, table, environment)
+        parcel = Parcel(skeleton.serial, choices, staged, table, fixed, environment)
         data = pickle.dumps(tuple(parcel), pickle.HIGHEST_PROTOCOL)
         message = Message(skeleton, data, transit.segments)
         if alone and all(type(value) in ATOMS for value in values):

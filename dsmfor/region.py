@@ -68,6 +68,7 @@ def run(
         options.chunk,
         options.blas_threads,
         None if sharing.everything_private else sharing.private,
+        sharing.inward,
     )
     stage = None
     message = kernel.again(claims, choices)

@@ -84,6 +84,7 @@ class Sharing:
                 )
             chosen[name] = "private"
         self.private = frozenset(name for name, intent in chosen.items() if intent == "private")
+        self.inward = frozenset(name for name, intent in chosen.items() if intent == "in")
         self.intents = {name: intent for name, intent in chosen.items() if "." not in name}
         self.paths = [
             _Path(name, (parts := name.split("."))[0], parts[1:], intent)
@@ -303,6 +304,8 @@ class Sharing:
                 try:
                     value = getattr(value, attribute)
                 except AttributeError:
+                    if path.intent == "private":
+                        return  # a kernel may make it
                     raise ValueError(
                         f"{_option(path.intent)} names {path.name!r}, and {sofar} is a "
                         f"{type(value).__qualname__} without an attribute {attribute!r}; "

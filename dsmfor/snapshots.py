@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from operator import is_
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,19 @@ _LISTS = (list, deque)
 _BYTES = (bytearray,)
 
 
+_RETURN = (
+    "Return the value (the call gives a list by rank, or what reduce= makes of it), write numbers "
+    "into a shared array"
+)
 _QUIET = ATOMS | {np.ndarray, FunctionType, BuiltinFunctionType, ModuleType, type}
+
+
+class _Change(NamedTuple):
+    """What a kernel did in vain, in words."""
+
+    what: str
+    name: str = ""  # of the attribute
+    remedy: str = _RETURN
 
 
 class Snapshots:
@@ -42,13 +54,13 @@ class Snapshots:
     """
 
     def __init__(self, named: Iterable[tuple[str, Any]], private: frozenset[str]) -> None:
-        self._taken: list[tuple[str, Any, Callable[[], str]]] = []
+        self._taken: list[tuple[str, Any, Callable[[], _Change | None]]] = []
         for name, value in named:
             if type(value) in _QUIET or name in private:
                 continue
             for label, found in reachable(name, value):
                 if not _within(label, private):
-                    change = _watch(label, found)
+                    change = _watch(label, found, private)
                     if change is not None:
                         self._taken.append((label, found, change))
 
@@ -61,15 +73,11 @@ class Snapshots:
             Something is not.
         """
         for label, _, change in self._taken:
-            what = change()
-            if what:
-                root = label.partition("[")[0].split(".")[0]
+            if changed := change():
                 raise LostWriteError(
-                    f"{kernel} changed {what}, and the change would be lost: every worker has a "
-                    "copy of its own, and the caller's stays as it is. "
-                    "Return the value (the call gives a list by rank, or what reduce= makes of "
-                    "it), write numbers into a shared array, or say "
-                    f"private=[{root!r}] if it is scratch"
+                    f"{kernel} changed {changed.what}, and the change would be lost: every worker "
+                    f"has a copy of its own, and the caller's stays as it is. {changed.remedy}, or "
+                    f"say private=[{(changed.name or label).partition('[')[0]!r}] if it is scratch"
                 )
 
 
@@ -77,33 +85,34 @@ def _within(label: str, private: frozenset[str]) -> bool:
     return any(label == name or label.startswith((f"{name}.", f"{name}[")) for name in private)
 
 
-def _watch(label: str, value: Any) -> Callable[[], str] | None:
-    """A function that tells what has changed in a value since now, '' for nothing."""
+def _watch(label: str, value: Any, private: frozenset[str]) -> Callable[[], _Change | None] | None:
+    """A function that tells what has changed in a value since now."""
     if isinstance(value, dict):
         return _watch_dict(label, value)
     if isinstance(value, _LISTS):
         items = list(value)
         kind = "list" if isinstance(value, list) else "deque"
-        return lambda: "" if _same(items, list(value)) else f"the {kind} {label!r}"
+        return lambda: None if _same(items, list(value)) else _Change(f"the {kind} {label!r}")
     if isinstance(value, set):
         members = frozenset(value)
-        return lambda: "" if members == value else f"the set {label!r}"
+        return lambda: None if members == value else _Change(f"the set {label!r}")
     if isinstance(value, _BYTES):
         content = bytes(value)
-        return lambda: "" if content == value else f"the {type(value).__name__} {label!r}"
+        kind = type(value).__name__
+        return lambda: None if content == value else _Change(f"the {kind} {label!r}")
     found = attributes(value)
     if found is None:
         return None
-    return lambda: _changed_attributes(label, found, attributes(value) or {})
+    return lambda: _changed_attributes(label, found, attributes(value) or {}, private)
 
 
-def _watch_dict(label: str, value: dict[Any, Any]) -> Callable[[], str]:
+def _watch_dict(label: str, value: dict[Any, Any]) -> Callable[[], _Change | None]:
     keys, items = list(value), list(value.values())
 
-    def change() -> str:
+    def change() -> _Change | None:
         if _same(keys, list(value)) and _same(items, list(value.values())):
-            return ""
-        return f"the dict {label!r}"
+            return None
+        return _Change(f"the dict {label!r}")
 
     return change
 
@@ -112,8 +121,17 @@ def _same(before: list[Any], after: list[Any]) -> bool:
     return len(before) == len(after) and all(map(is_, before, after))
 
 
-def _changed_attributes(label: str, before: dict[str, Any], after: dict[str, Any]) -> str:
+def _changed_attributes(
+    label: str, before: dict[str, Any], after: dict[str, Any], private: frozenset[str]
+) -> _Change | None:
     for name in {**before, **after}:
-        if name not in before or name not in after or before[name] is not after[name]:
-            return f"the attribute '{label}.{name}'"
-    return ""
+        if name in before and name in after and before[name] is after[name]:
+            continue
+        full = f"{label}.{name}"
+        if full in private:
+            continue
+        if isinstance(before.get(name), np.ndarray) and isinstance(after.get(name), np.ndarray):
+            remedy = f"Write into the array, {full}[...] = ..., and name {full!r} in shared"
+            return _Change(f"the attribute {full!r}", full, remedy)
+        return _Change(f"the attribute {full!r}", full)
+    return None

@@ -91,6 +91,8 @@ class Stage:
         For each array, in order, where its copy lies.
     segment : int
         Number of the segment with all the copies.
+    fixed : frozenset of int
+        Offsets of the copies of read-only arrays.
     bytes_in, bytes_out : int
         What was copied.
     """
@@ -113,6 +115,11 @@ class Stage:
                 for view, item in zip(self._views, self._items, strict=True)
             ]
             self.segment = self.table[0][0]
+            self.fixed = frozenset(
+                handle[1]
+                for handle, item in zip(self.table, self._items, strict=True)
+                if not item.array.flags.writeable
+            )
         except BaseException:
             self.close()
             raise

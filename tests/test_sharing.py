@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import os
+import re
 import types
 import warnings
 from collections.abc import Callable
@@ -652,8 +653,9 @@ def test_a_change_that_nobody_would_see_is_an_error(change: Callable[[Grid], Non
         dsm.parallel(workers=2, shared=["grid.t"])(lambda grid: change(grid))(grid)
     text = str(caught.value)
     assert f"changed {CHANGES[change]}, and the change would be lost" in text
-    assert "private=['grid']" in text
-    dsm.parallel(workers=2, private=["grid"])(lambda grid: change(grid))(grid)
+    (remedy,) = re.findall(r"private=\['(.+?)'\]", text)
+    for private in (remedy, "grid"):
+        dsm.parallel(workers=2, private=[private])(lambda grid: change(grid))(grid)
     dsm.parallel(workers=2, private="*")(lambda: change(grid))()
     assert vars(grid).keys() == vars(Grid()).keys()
     assert (grid.steps, grid.history, grid.options, grid.seen) == (0, [], {"a": 1}, set())
@@ -836,3 +838,23 @@ def test_out_beside_an_overlapping_in_starts_zeroed_where_nothing_comes_in() -> 
         return a.tolist(), b.tolist()
 
     assert kernel(base[:4], base[2:]) == [([1, 2, 3, 4], [3, 4, 0, 0])] * 2
+
+
+def test_the_remedy_fits_the_array() -> None:
+    frozen, masked = np.zeros(3), np.ma.array([1.0])
+    frozen.flags.writeable = False
+
+    def write(x: np.ndarray) -> None:
+        x[0] = 1
+
+    for value, shared, words in [
+        (frozen, None, "it is read-only in the caller too; pass one that may be written"),
+        (np.zeros(3), {"x": "in"}, "shared names 'x' as 'in'; say 'inout'"),
+        (dsm.zeros(3), {"x": "in"}, "shared names 'x' as 'in'; say 'inout'"),
+        (masked, None, "a MaskedArray is not copied back; share its .data and .mask"),
+        (np.zeros(3).view(Tagged), None, r"a Tagged is not copied back; pass np.asarray\(x\)"),
+        (np.array([None]), None, "an array of objects is not copied back; convert it"),
+    ]:
+        with pytest.raises(ValueError, match=READ_ONLY) as caught:
+            dsm.parallel(workers=2, shared=shared)(write)(value)
+        assert re.search(words, caught.value.__notes__[0])

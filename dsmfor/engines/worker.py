@@ -34,7 +34,7 @@ from dsmfor.pickling import dump
 from dsmfor.replica import Replica
 from dsmfor.snapshots import Snapshots
 from dsmfor.team import Settings, enter
-from dsmfor.transit import Homeward, Table
+from dsmfor.transit import Homeward
 
 __all__ = ["BLAS_VARIABLES", "STOP_SIGNAL", "Post", "main"]
 
@@ -78,9 +78,9 @@ class _Order:
     settings: Settings
     blas: int | None
     private: frozenset[str] | None  # names whose values may be changed; None for all
+    inward: frozenset[str]  # names of intent 'in'
     copied: frozenset[int]  # segments that the caller reuses after the call
-    table: Table  # of the arrays staged in them
-    environment: bytes | None
+    parcel: Parcel
 
 
 def main(post: Post, caller: socket.socket, warden: socket.socket) -> None:
@@ -279,7 +279,7 @@ class Worker:
                 self.edition, self.order = edition, order
             if order.blas != self.blas:
                 self.limit_blas(order.blas)
-            bound = order.replica.bind(order.environment, order.table)
+            bound = order.replica.bind(order.parcel.environment, order.parcel.table)
             member.settings = order.settings
             member.seed = seed
             block.phase(self.rank, _COMPUTING)
@@ -291,7 +291,7 @@ class Worker:
                         f"rank {self.rank} of {size} had not begun the kernel when the region "
                         "failed in another rank"
                     )
-                if order.environment is not None and order.private is not None:
+                if order.parcel.environment is not None and order.private is not None:
                     snapshots = Snapshots(bound.named(), order.private)
                 value = bound.kernel(*bound.args, **bound.kwargs)
                 self.running = False
@@ -304,8 +304,8 @@ class Worker:
             return None if value is None else Outcome(value=value)
         except BaseException as error:
             member.fail()
-            if bound is not None:
-                note_read_only(error, bound.named())
+            if bound is not None and order is not None:
+                note_read_only(error, bound.named(), order.inward, order.parcel.fixed)
             return Outcome(failure=describe_failure(error, self.note(size)))
         finally:
             del bound, snapshots, value
@@ -317,16 +317,16 @@ class Worker:
         replica = self.replicas.get(parcel.serial)
         if replica is None:
             replica = self.replicas[parcel.serial] = Replica(self.skeletons[parcel.serial])
-        schedule, chunk, blas, private = parcel.choices
+        schedule, chunk, blas, private, inward = parcel.choices
         copied = frozenset({parcel.staged} if parcel.staged else ())
         return _Order(
             replica,
             Settings(schedule, chunk),
             blas,
             private,
+            inward,
             copied,
-            parcel.table,
-            parcel.environment,
+            parcel,
         )
 
     def read_bulk(self) -> bytes:
