@@ -132,6 +132,67 @@ def call(settings: Settings) -> Row:
     )
 
 
+def changed(settings: Settings) -> Row:
+    """A call of a kernel whose captured values have changed since the last one.
+
+    The kernel captures a number, a list and a function of its module; one of them is another
+    one at every call. The region takes one worker.
+    """
+    same, number = "nothing changed", "another number"
+    cases = {same: "nothing", number: "number", "another list": "list", "another function": "code"}
+    return Row(
+        "changed",
+        "A call whose captures changed",
+        account(changed),
+        tuple(
+            Contender(label, "dsmfor", asking("changed_call", settings.seconds, what))
+            for label, what in cases.items()
+        ),
+        tuple(
+            Bar(f"{label}: at most 150 us more", beyond(label, same), 150e-6, show=duration)
+            for label in list(cases)[1:]
+        ),
+        settings.rounds,
+        duration,
+    )
+
+
+def beyond(label: str, base: str) -> Callable[[Round], float]:
+    """What one contender takes longer than another."""
+    return lambda seen: seen[label] - seen[base]
+
+
+def copies(settings: Settings) -> Row:
+    """A plain array of 80 MB, copied into shared memory for a call and back after it.
+
+    Bytes copied per second, both ways together; the kernel does nothing. `numpy.copyto` copies
+    the same bytes to another array and back.
+    """
+    n = settings.scaled(10_000_000)
+    arguments = ("copies", n, 3 * settings.seconds)
+    copyto = "numpy.copyto"
+    return Row(
+        "copies",
+        "A plain array in and out",
+        account(copies),
+        (
+            Contender(OURS, "dsmfor", asking(*arguments)),
+            Contender(copyto, "onecore", asking(*arguments)),
+        ),
+        (
+            Bar(
+                f"at least 0.8 x {copyto}'s speed",
+                ratio(OURS, copyto),
+                0.8,
+                at_most=False,
+                show=times,
+            ),
+        ),
+        settings.rounds,
+        bandwidth,
+    )
+
+
 def loop(settings: Settings) -> Row:
     """One iteration of `prange`, with one worker, against a plain `range`.
 
@@ -453,6 +514,8 @@ def crowd_barrier(settings: Settings) -> Row:
 ROWS = (
     region,
     call,
+    changed,
+    copies,
     loop,
     barrier,
     lock,

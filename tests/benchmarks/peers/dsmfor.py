@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
+from types import FunctionType
 
 import numpy as np
 
@@ -111,6 +113,21 @@ def draw(n: int, count: int) -> tuple[float, int]:
     return first, resident_bytes() - before
 
 
+@dsm.parallel(workers=WORKERS)
+def untouched(a: np.ndarray) -> None:
+    """A kernel that leaves its array alone."""
+
+
+number, items, code = 1, [1], burn
+
+
+def uses() -> None:
+    """A kernel that captures three things, which `changed_call` replaces."""
+    assert number >= 0
+    assert items
+    assert code is not None
+
+
 class Dsmfor:
     """What is measured of dsmfor."""
 
@@ -134,6 +151,31 @@ class Dsmfor:
     def warm_call_plain(self, seconds: float, length: int) -> float:
         """The same with plain arrays, which are copied in and out."""
         return typical(self._call_of(np.ones(length), np.ones(length), np.ones(length)), seconds)
+
+    def copies(self, n: int, seconds: float) -> float:
+        """Bytes per second that a call with a plain array copies."""
+        here = np.ones(n)
+        return 2 * here.nbytes / typical(lambda: untouched(here), seconds)
+
+    def changed_call(self, seconds: float, what: str) -> float:
+        """Call a kernel after one of its captures was replaced."""
+        codes = [burn.__code__.replace(co_firstlineno=line) for line in (1, 2)]
+        space = {"number": 1, "items": [1], "code": FunctionType(codes[0], globals())}
+        kernel = FunctionType(uses.__code__, space)
+        decorated = dsm.parallel(workers=1)(kernel)
+        turns = itertools.count()
+
+        def call() -> None:
+            turn = next(turns)
+            if what == "number":
+                space["number"] = turn
+            elif what == "list":
+                space["items"] = [turn]
+            elif what == "code":
+                space["code"] = FunctionType(codes[turn % 2], globals())
+            decorated()
+
+        return typical(call, seconds)
 
     def _call_of(self, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> Callable[[], object]:
         scale = 3.0

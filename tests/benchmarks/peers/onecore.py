@@ -13,6 +13,16 @@ class OneCore:
     def __init__(self) -> None:
         self.arrays: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
 
+    def copies(self, n: int, seconds: float) -> float:
+        """Bytes per second of a copy there and back."""
+        here, there = np.ones(n), np.ones(n)
+
+        def both() -> None:
+            np.copyto(there, here)
+            np.copyto(here, there)
+
+        return 2 * here.nbytes / typical(both, seconds)
+
     def triad(self, n: int, seconds: float) -> float:
         """Bytes per second of ``a[:] = b + scale * c`` as it is usually written."""
         if self.arrays is None:
