@@ -186,7 +186,9 @@ def _ours(failure: Failure, ended: Ended) -> bool:
 
 def _divergence(name: str, size: int, failures: dict[int, Failure]) -> str:
     places = "; ".join(
-        failures[rank].text if rank in failures else f"rank {rank} of {size} had ended the kernel"
+        failures[rank].text
+        if rank in failures
+        else f"rank {rank} of {size} was at the end of the kernel"
         for rank in range(size)
     )
     return (

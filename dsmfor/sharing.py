@@ -350,11 +350,16 @@ def _option(intent: str) -> str:
     return "private" if intent == "private" else "shared"
 
 
+_BOTH = "{!r} is {}, and the same array is {} by another name; name it in one of the two"
+
+
 def _claim(name: str, value: Any, intent: str, intents: dict[int, str]) -> None:
     """Enter the intent of one array that is named, the widest if it has several names."""
     if intent == "private":
-        for _, found in reachable(name, value):
-            if isinstance(found, np.ndarray) and intents.get(id(found), "unnamed") == "unnamed":
+        for label, found in reachable(name, value):
+            if isinstance(found, np.ndarray):
+                if intents.get(id(found), "unnamed") not in ("unnamed", "private"):
+                    raise ValueError(_BOTH.format(label, "private", "shared"))
                 intents[id(found)] = intent
         return
     check_shareable(name, value)
@@ -365,10 +370,7 @@ def _claim(name: str, value: Any, intent: str, intents: dict[int, str]) -> None:
         )
     known = intents.get(id(value))
     if known == "private":
-        raise ValueError(
-            f"{name!r} is shared, and the same array is private under another name; "
-            "name it in one of the two"
-        )
+        raise ValueError(_BOTH.format(name, "shared", "private"))
     if known not in (None, "unnamed", intent):
         intent = "inout"
     intents[id(value)] = intent

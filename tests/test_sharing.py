@@ -448,6 +448,17 @@ def test_one_array_may_be_shared_by_one_name_and_private_by_another() -> None:
     assert a.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("private", ["box.a", "box.items", "box"])
+def test_an_array_inside_what_is_private_is_not_shared_by_another_name(private: str) -> None:
+    a = np.zeros(3)
+    kernel = dsm.parallel(workers=2, private=[private])(lambda a, box: None)
+    turned = dsm.parallel(workers=2, private=[private])(lambda box, a: None)
+    box = Box(a, [a])
+    for call in (lambda: kernel(a, box), lambda: turned(box, a)):
+        with pytest.raises(ValueError, match="name it in one of the two"):
+            call()
+
+
 def test_private_reaches_into_objects_and_by_dotted_names() -> None:
     grid = Grid()
 

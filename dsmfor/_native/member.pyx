@@ -167,15 +167,19 @@ cdef class Member:
     def diverged(self, str here):
         """This rank's part of the message about ranks that diverge."""
         cdef dsm_rank *r = &self.block.b.ranks[self.rank]
-        return f"rank {self.rank} of {self.size} came to {here}{self.loop_text()}"
+        return f"rank {self.rank} of {self.size} was at {here}{self.loop_text()}"
 
     def loop_text(self):
         cdef dsm_rank *r = &self.block.b.ranks[self.rank]
         if self.loops == self.block.b.base:
-            return ", having begun no loop"
+            return " (it began no loop)"
         chunk = f", chunk={r.chunk}" if r.chunk > 1 else ""
-        return (f", its loop number {r.number - <int64_t>self.block.b.base + 1} being over n={r.n} "
-                f"with schedule {SCHEDULES[r.schedule]!r}{chunk}")
+        return (f" (its loop {r.number - <int64_t>self.block.b.base + 1}: n={r.n}, "
+                f"schedule={SCHEDULES[r.schedule]!r}{chunk})")
+
+    cdef str stop(self, int at, int line):
+        """A place where ranks meet, in words."""
+        return f"{('the end of the loop', 'the barrier', 'single')[at - AT_LOOP]} in line {line}"
 
     cdef clashed(self, str here):
         """Raise what a rank gets that finds the ranks diverge, unless the region had failed."""
@@ -189,6 +193,8 @@ cdef class Member:
         cdef dsm_rank *r = &self.block.b.ranks[self.rank]
         if self.fault is not None:
             self.check("a wait")
+        if r.phase == DSM_AT_BARRIER and LOAD64(&self.block.b.reason) & 0xffffffff == DSM_DIVERGED:
+            raise BarrierBroken(self.diverged(self.stop(r.at, r.line)))
         raise BarrierBroken(f"rank {self.rank} of {self.size} was {PHASES[r.phase]}"
                             f"{f' (line {r.line})' if r.line else ''} when the region failed in "
                             f"another rank{self.loop_text()}")
@@ -257,8 +263,7 @@ cdef class Member:
         with nogil:
             r = dsm_arrive(b, self.rank, self.size, signature)
         if r == DSM_CLASH:
-            what = ("the end of its loop", "a barrier", "single")[at - AT_LOOP]
-            self.clashed(f"{what} at line {line}")
+            self.clashed(self.stop(at, line))
         while r == DSM_WAIT:
             if self.wait(&b.gen, before, until):
                 dsm_poison(b, DSM_RAISED, self.rank)
