@@ -33,6 +33,7 @@ demo: $(VENV)/examples.stamp
 	@for example in vec_add matmul primes pairwise_distances mandelbrot; do \
 		$(python) examples/$$example.py || exit 1; \
 	done
+	@$(python) examples/embedding/compare.py
 	@echo "The picture is in out/mandelbrot.png."
 
 test: lint
