@@ -125,6 +125,12 @@ def team() -> frozenset[int]:
     return frozenset(getattr(process_engine(), "team_pids", frozenset)())
 
 
+def stream_copies() -> set[int]:
+    """Duplicates of our standard output and error by which the team knows them."""
+    line = getattr(process_engine(), "_line", None)
+    return set() if line is None else line.lookout.copies()
+
+
 # -- Looking around -----------------------------------------------------------------------------
 
 
@@ -139,8 +145,10 @@ def everything() -> Things:
     }
     for name in os.listdir("/dev/shm"):
         things["name", name] = f"name /dev/shm/{name} (or did a program beside this run make it?)"
+    copies = stream_copies()
     for fd, target, inode in descriptors("self"):
-        if not (allowed and fd >= OWN_DESCRIPTORS and is_the_teams(fd, target, allowed)):
+        ours_too = fd in copies or is_the_teams(fd, target, allowed)
+        if not (allowed and fd >= OWN_DESCRIPTORS and ours_too):
             things["descriptor", fd, inode] = f"descriptor {fd}: {target}"
     for pid in [os.getpid(), *ours]:
         for inode, name in shared_memory(pid):

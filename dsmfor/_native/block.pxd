@@ -35,7 +35,7 @@ cdef extern from "control.h" nogil:
         int64_t low, high
 
     ctypedef struct dsm_control:
-        uint32_t bell, left, gen, table, used
+        uint32_t bell, left, spoken, gen, table, used
         uint64_t reason, base
         int32_t size, linger
         dsm_slot slots[8]
@@ -46,9 +46,11 @@ cdef extern from "control.h" nogil:
     int64_t ADD64 "ADD"(int64_t *p, int64_t v)
     void STORE(uint32_t *p, uint32_t v)
     void STORE64 "STORE"(uint64_t *p, uint64_t v)
+    uint32_t SWAP(uint32_t *p, uint32_t v)
     bint CAS(uint32_t *p, uint32_t *old, uint32_t v)
 
     int dsm_sleep(uint32_t *word, uint32_t expected, int64_t us, uint32_t bits)
+    int dsm_linger(uint32_t *word, uint32_t seen, int64_t us)
     int dsm_rest(uint32_t *word, uint32_t seen, int64_t linger, int64_t us, uint32_t bits)
     void dsm_wake(uint32_t *word, int many, uint32_t bits)
     uint32_t dsm_bit(int32_t rank)

@@ -14,6 +14,7 @@ import os
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
 from libc.errno cimport ETIMEDOUT
+from libc.limits cimport INT_MAX
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
@@ -55,7 +56,7 @@ PLACES = ("", "prange", "barrier", "single", "critical", "cancel")
 LAYOUT = sizeof(dsm_control)
 
 # How a wait of the caller ended.
-DONE, BROKEN, LATE, DEAD = 0, 1, 2, 3
+DONE, BROKEN, LATE, DEAD, SPOKEN = 0, 1, 2, 3, 4
 
 cdef int64_t SLICE = 100_000  # us: the longest that anything lost can cost inside a region
 
@@ -229,7 +230,8 @@ cdef class Block:
         return dsm_launch(self.b, size, epoch) & 0xffffffff
 
     def wait(self, int size, uint64_t epoch, double until=0.0):
-        """Sleep until region `epoch` is DONE, BROKEN, LATE (past `until`) or a process is DEAD.
+        """Sleep until region `epoch` is DONE, BROKEN, LATE (past `until`) or a process is DEAD, or
+        workers have SPOKEN, whether it is done or not: the relay is to be emptied.
 
         `until` is in seconds of `time.monotonic`, 0 for never. Raises what a signal handler raises.
         """
@@ -243,25 +245,30 @@ cdef class Block:
             if v & DSM_BROKEN:
                 return BROKEN
             if v == tag and self.ended(size, epoch):
-                return DONE
+                return SPOKEN if LOAD(&self.b.spoken) else DONE
             us = SLICE
             if until:
                 us = min(us, <int64_t>((until - dsm_now()) * 1e6))
                 if us <= 0:
                     return LATE
+            error = 0
             with nogil:
-                error = dsm_rest(&self.b.left, v, linger, us, DSM_ANYONE)
+                if not (LOAD(&self.b.spoken) or dsm_linger(&self.b.left, v, linger)
+                        or LOAD(&self.b.spoken)):
+                    error = dsm_sleep(&self.b.left, v, us, DSM_ANYONE)
             if error:
                 linger = 0
                 PyErr_CheckSignals()
                 if self.ended(size, epoch):
-                    return DONE
+                    return SPOKEN if LOAD(&self.b.spoken) else DONE
                 if error == ETIMEDOUT and self.look():
                     return DEAD
+            elif LOAD(&self.b.spoken):
+                return SPOKEN
 
     def settle(self, int size, uint64_t epoch, double seconds):
         """After a failure: sleep until all have acknowledged or `seconds` are over, or until one
-        has died. Returns DONE, LATE or DEAD."""
+        has died or printed. Returns DONE, LATE, DEAD or SPOKEN."""
         cdef double until = dsm_now() + seconds
         cdef uint32_t v
         while True:
@@ -272,6 +279,8 @@ cdef class Block:
                 return DEAD
             if dsm_now() >= until:
                 return LATE
+            if LOAD(&self.b.spoken):
+                return SPOKEN
             with nogil:
                 dsm_sleep(&self.b.left, v, 5_000, DSM_ANYONE)
             PyErr_CheckSignals()
@@ -282,6 +291,15 @@ cdef class Block:
             if LOAD64(&self.b.ranks[r].done) != epoch:
                 return False
         return True
+
+    def launched(self, uint64_t epoch):
+        """Whether `launch` has started region `epoch`."""
+        return (self.b.ranks[0].launch == epoch
+                and LOAD(&self.b.left) >> 13 == <uint32_t>(epoch & 0x7ffff))
+
+    def acknowledged(self, int size, uint64_t epoch):
+        """Whether every rank below `size` has ended region `epoch`."""
+        return self.ended(size, epoch)
 
     def done(self, int rank):
         return LOAD64(&self.b.ranks[rank].done)
@@ -390,6 +408,11 @@ cdef class Block:
 
     def letter_read(self, int rank):
         STORE64(&self.b.ranks[rank].read, self.b.ranks[rank].read + 1)
+
+    def speak(self, bint again=False):
+        """There is something in the crew's relay; wakes the caller, `again` if it has not come."""
+        if not SWAP(&self.b.spoken, 1) or again:
+            dsm_wake(&self.b.left, INT_MAX, DSM_ANYONE)
 
     def phase(self, int rank, int phase):
         self.b.ranks[rank].phase = phase

@@ -9,7 +9,8 @@
  * `dsm_repair` run only while no rank is in a region.
  * Assumes: lock-free 64-bit atomics, one writer where the comment beside a field names one.
  *
- *   0 ........ one-line words: bell | left | reason | gen | count, signature, ending | size, base
+ *   0 ........ one-line words: bell | left, spoken | reason | gen | count, signature, ending |
+ *              size, base
  *   slots .... DSM_RING x 2 lines: seq, cancel, left, sleepers | next
  *   locks .... table word, then DSM_LOCKS x {128-bit name, word}
  *   ranks .... DSM_RANKS x 4 lines: caller's | rank's | place | steal words
@@ -41,6 +42,7 @@
 #define LOAD(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
 #define PEEK(p) __atomic_load_n((p), __ATOMIC_RELAXED)
 #define STORE(p, v) __atomic_store_n((p), (v), __ATOMIC_SEQ_CST)
+#define SWAP(p, v) __atomic_exchange_n((p), (v), __ATOMIC_SEQ_CST)
 #define ADD(p, v) __atomic_fetch_add((p), (v), __ATOMIC_SEQ_CST)
 #define CAS(p, old, v) \
     __atomic_compare_exchange_n((p), (old), (v), 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)
@@ -89,6 +91,8 @@ typedef struct {
 typedef struct {
     uint32_t bell DSM_LINE;   /* += 2 by the caller; workers sleep on it with a bit of their rank */
     uint32_t left DSM_LINE;   /* epoch tag << 13 | ranks still running << 1 | broken; futex */
+    uint32_t spoken;          /* 1: workers have printed into the crew's relay; set by them, cleared
+                                 by the caller before it empties the relay */
     uint64_t reason DSM_LINE; /* culprit rank << 32 | reason; CAS from 0 */
     uint32_t gen DSM_LINE;    /* barrier generation << 1 | broken; futex */
     uint64_t count DSM_LINE;  /* finished << 32 | arrived */

@@ -21,8 +21,9 @@ import time
 from collections import deque
 from typing import NamedTuple
 
-from dsmfor._native.block import BROKEN, DEAD, DONE, LATE, REASONS, Block, Page
-from dsmfor.engines.channel import contents, envelope
+from dsmfor._native.block import BROKEN, DEAD, DONE, LATE, REASONS, SPOKEN, Block, Page
+from dsmfor._native.relay import Relay
+from dsmfor.engines.channel import contents, envelope, lift, pair
 from dsmfor.engines.launch import WardenGone, WardenLine
 from dsmfor.engines.letters import Letters, Worker
 from dsmfor.engines.pages import PAGE, Mailbox
@@ -84,16 +85,20 @@ class Crew:
         self.lost = False  # somebody has died in this region before it had told its outcome
         self.workers: list[Worker | None] = []
         fd = Block.descriptor()
+        ours, theirs = pair()
         try:
             self.block = Block(fd)
             self.block.repair()
+            self.relay = Relay(self.block, lift(ours.detach()))
             self.letters = Letters(self.block, self.workers, line, guard)
             self.mailbox = Mailbox()
             self.closed = False
-            line.tell("crew", number, fds=[fd, self.mailbox.page.fd])
+            line.tell("crew", number, fds=[fd, self.mailbox.page.fd, theirs.fileno()])
             self.mailbox.page.release()
         finally:
             os.close(fd)
+            ours.close()
+            theirs.close()
 
     # -- the team ------------------------------------------------------------------------------
 
@@ -203,6 +208,7 @@ class Crew:
             if worker:
                 self.line.dismiss(worker.recruit)
         self.workers.clear()
+        self.relay.close()
         self.closed = True
 
     def __del__(self) -> None:
@@ -217,26 +223,33 @@ class Crew:
         """Run a region and bring the crew to rest, whatever happens."""
         self.at_rest = False
         self.lost = False
+        self.relay.complaint = None
+        before = self.epoch
         until = 0.0 if timeout is None else time.monotonic() + timeout
-        for _ in range(_ATTEMPTS):
-            if not self.launch(size, message, seed):
-                break
-            with self.guard:  # somebody died while idle: nothing has begun, so begin anew
-                self.muster(size)
-        else:
-            self.at_rest = True
-            raise WorkerDied(
-                f"workers died {_ATTEMPTS} times before a region could start; something ends them: "
-                "see the kernel's log for the out-of-memory killer"
-            )
         try:
+            for _ in range(_ATTEMPTS):
+                if not self.launch(size, message, seed):
+                    break
+                with self.guard:  # somebody died while idle: nothing has begun, so begin anew
+                    self.muster(size)
+            else:
+                self.at_rest = True
+                raise WorkerDied(
+                    f"workers died {_ATTEMPTS} times before a region could start; something ends "
+                    "them: see the kernel's log for the out-of-memory killer"
+                )
             status = self.block.wait(size, self.epoch, until)
+            if status == SPOKEN:
+                status = self.listen(size, until)
         except BaseException:
+            if self.epoch == before or not self.block.launched(self.epoch):
+                raise  # nobody has begun; what was sent half spoils the crew
             self.block.poison(_INTERRUPTED, -1)
             self.wind_up(size, at_once=True)
             raise
         if status == DONE:
             self.at_rest = True
+            self.complain()
             if self.block.all_quiet(size):
                 return _NOTHING
             return Ended(self.collect(size), "none", [], [])
@@ -256,7 +269,31 @@ class Crew:
             reason = "none"  # the dead had ended the kernel, and so had all others
         elif died and reason != "timeout":
             reason = "died"
+        if reason == "none" and not failed:
+            self.complain()
         return Ended(outcomes, reason, died, slow)
+
+    def listen(self, size: int, until: float) -> int:
+        """Write what workers print until the region is over; as `Block.wait`, and never SPOKEN."""
+        status = SPOKEN
+        while status == SPOKEN:
+            over = self.block.acknowledged(size, self.epoch)
+            self.relay.deliver(over)
+            if over:
+                return BROKEN if self.block.reason()[0] else DONE
+            status = self.block.wait(size, self.epoch, until)
+        if status == DONE:
+            self.relay.deliver(True)  # lines that have no end, of which we heard before
+        return status
+
+    def complain(self) -> None:
+        """Nothing else is to be raised: raise what the caller's own stream has raised."""
+        if (error := self.relay.complaint) is not None:
+            self.relay.complaint = None
+            try:
+                raise error
+            finally:
+                del error  # its traceback holds this frame
 
     def launch(self, size: int, message: Message, seed: int) -> int:
         """Send a region to its ranks and wake them; not zero if the crew is broken."""
@@ -291,13 +328,20 @@ class Crew:
         died: list[WorkerDied] = []
         stopped = False
         interrupt: KeyboardInterrupt | None = None
+        grace = time.monotonic() + _GRACE
         while not self.at_rest:
             try:
                 at_once = at_once or bool(died) or 0.0 < until <= time.monotonic()
                 if at_once and not stopped:
                     self.stop(size)
                     stopped = True
-                status = self.block.settle(size, self.epoch, 0.0 if interrupt else _GRACE)
+                    grace = time.monotonic() + _GRACE
+                patience = 0.0 if interrupt else max(0.0, grace - time.monotonic())
+                status = self.block.settle(size, self.epoch, patience)
+                if status == SPOKEN:
+                    self.relay.deliver(False)
+                    continue
+                grace = time.monotonic() + _GRACE
                 if status == DONE:
                     self.at_rest = True
                 elif status == DEAD:
@@ -313,6 +357,7 @@ class Crew:
             except KeyboardInterrupt as error:
                 interrupt = error
                 at_once = True
+        self.relay.deliver(True)
         if interrupt is not None:
             raise interrupt
         return died

@@ -22,6 +22,7 @@ import numpy as np
 
 from dsmfor._native.block import LAYOUT
 from dsmfor.engines.channel import lift, pair, receive, send
+from dsmfor.engines.surroundings import Lookout
 from dsmfor.engines.worker import BLAS_VARIABLES
 from dsmfor.errors import DSMError
 
@@ -81,9 +82,8 @@ class WardenLine:
         self.living: set[int] = set()  # incarnations of the recruits that somebody holds
         self.obituaries: dict[int, int] = {}  # incarnation of a dead one of them -> exit code
         self._incarnation = 0
-        self.version = 0
-        self.settings: dict[str, Any] = {}
-        self._seen: tuple[dict[Any, Any], list[str], str] = ({}, [], "")
+        self.lookout = Lookout()
+        self.version = 0  # of the surroundings that the warden, and so a new worker, follows
         ours, theirs = pair()
         self.end = socket.socket(fileno=lift(ours.detach()))
         try:
@@ -246,27 +246,23 @@ class WardenLine:
             raise DSMError(f"no worker has left {key} with the warden; its owner has gone")
         return descriptors[0]
 
-    def follow(self) -> bool:
-        """See whether environment, module path or directory have changed since the last look.
+    def follow(self) -> None:
+        """See whether what workers follow of this process has changed since the last look.
 
-        A new `version` of `settings` is for every worker, those to come included.
+        A new `version` is for every worker, those to come included.
         """
-        environ: dict[Any, Any] = os.environ._data  # type: ignore[attr-defined]  # 30 x os.environ
-        try:
-            cwd = os.getcwd()
-        except FileNotFoundError:
-            cwd = self._seen[2]
-        if self._seen == (environ, sys.path, cwd):
-            return False
-        self._seen = (dict(environ), list(sys.path), cwd)
-        self.version += 1
-        self.settings = {"environ": dict(os.environ), "path": list(sys.path), "cwd": cwd}
-        self.tell("settings", self.settings)
-        return True
+        lookout = self.lookout
+        if changes := lookout.changes():
+            lookout.take_in(changes)
+        if self.version != lookout.version:
+            news, fds = lookout.since(self.version)
+            self.tell("settings", news, fds=fds)
+            self.version = lookout.version
 
     def close(self) -> None:
         """Let go of our ends alone: in a forked child, whose parent has the warden."""
         self.end.close()
+        self.lookout.close()
         fd, self.pidfd = self.pidfd, -1
         if fd >= 0:
             os.close(fd)

@@ -102,22 +102,21 @@ class Letters:
 
     def supply(self, size: int, message: Message) -> None:
         """Send the ranks what they lack for a message."""
+        self.line.lookout.flush()
         with self.guard:
             self.line.follow()
+            if self.version != self.line.version:
+                self.update()
         skeleton = message.skeleton
         if (
             skeleton.serial in self.skeletons
             and message.segments <= self.segments
-            and self.version == self.line.version
             and not self.retired
         ):
             return
         for rank, worker in enumerate(self.workers):
             if worker is None:
                 continue
-            if worker.settings != self.line.version:
-                self.send(rank, "settings", self.line.settings)
-                worker.settings = self.line.version
             if retired := self.retired & worker.skeletons:
                 self.send(rank, "forget", sorted(retired))
                 worker.skeletons -= retired
@@ -127,12 +126,19 @@ class Letters:
                 self.send(rank, "skeleton", (skeleton.serial, skeleton.data))
                 worker.skeletons.add(skeleton.serial)
             self.introduce(rank, worker, sorted(message.segments - worker.segments))
-        self.version = self.line.version
         self.skeletons -= self.retired
         self.retired.clear()
         if size >= len(self.workers):
             self.skeletons.add(skeleton.serial)
             self.segments |= message.segments
+
+    def update(self) -> None:
+        """Tell the workers what has changed of the caller's surroundings."""
+        for rank, worker in enumerate(self.workers):
+            if worker is not None and worker.settings != self.line.version:
+                self.send(rank, "settings", *self.line.lookout.since(worker.settings))
+                worker.settings = self.line.version
+        self.version = self.line.version
 
     def introduce(self, rank: int, worker: Worker, new: list[int]) -> None:
         """Give a worker the descriptors of segments that it does not know."""

@@ -29,6 +29,8 @@ from dsmfor import segments
 from dsmfor._native.block import LAYOUT, REASONS, Block, adopt_orphans
 from dsmfor.engines import worker
 from dsmfor.engines.channel import pair, receive, send
+from dsmfor.engines.streams import turnstile
+from dsmfor.engines.surroundings import redirect
 
 __all__ = ["main"]
 
@@ -42,6 +44,12 @@ class _Crew:
     block: Block
     block_fd: int
     mailbox_fd: int
+    relay_fd: int
+
+    def close(self) -> None:
+        """Let go of the descriptors."""
+        for fd in (self.block_fd, self.mailbox_fd, self.relay_fd):
+            os.close(fd)
 
 
 @dataclass(slots=True)
@@ -65,6 +73,7 @@ class Warden:
         self.crews: dict[int, _Crew] = {}
         self.wards: dict[int, _Ward] = {}  # by pid
         self.settings: dict[str, Any] = {}
+        self.turns_fd = turnstile()
         self.poll = select.poll()
         self.handlers: dict[int, Callable[[], None]] = {}
         self.attend(caller.fileno(), self.on_caller)
@@ -109,8 +118,7 @@ class Warden:
         (verb, *rest), descriptors = letter
         if verb == "crew":
             number, *_ = rest
-            block_fd, mailbox_fd = descriptors
-            self.crews[number] = _Crew(Block(block_fd), block_fd, mailbox_fd)
+            self.crews[number] = _Crew(Block(descriptors[0]), *descriptors)
         elif verb == "disband":
             self.disband(rest[0])
         elif verb == "spawn":
@@ -120,7 +128,9 @@ class Warden:
                 if pid in self.wards:
                     os.kill(pid, signal.SIGKILL)
         elif verb == "settings":
-            self.settings = rest[0]
+            self.settings |= rest[0]
+            if "streams" in rest[0]:
+                redirect(rest[0]["streams"][2], descriptors)
         elif verb == "get":
             self.tell("got", rest[0], fd=self.find(rest[0]))
 
@@ -129,8 +139,7 @@ class Warden:
         crew = self.crews.pop(number, None)
         if crew is None:
             return
-        os.close(crew.block_fd)
-        os.close(crew.mailbox_fd)
+        crew.close()
         for ward in self.wards.values():
             if ward.crew == number:
                 os.kill(ward.pid, signal.SIGKILL)
@@ -163,7 +172,7 @@ class Warden:
             try:
                 callers_end.close()
                 wardens_end.close()
-                self.close_inherited()
+                self.close_inherited(number)
                 worker.main(
                     worker.Post(
                         crew=number,
@@ -173,6 +182,8 @@ class Warden:
                         warden=parent,
                         block_fd=crew.block_fd,
                         mailbox_fd=crew.mailbox_fd,
+                        relay_fd=crew.relay_fd,
+                        turns_fd=self.turns_fd,
                         settings=self.settings,
                     ),
                     to_caller,
@@ -198,9 +209,12 @@ class Warden:
             )
         callers_end.close()
 
-    def close_inherited(self) -> None:
-        """In a new worker: what is the warden's alone."""
+    def close_inherited(self, number: int) -> None:
+        """In a new worker of a crew: what is the warden's alone, or another crew's."""
         self.caller.close()
+        for other, crew in self.crews.items():
+            if other != number:
+                crew.close()
         for ward in self.wards.values():
             ward.end.close()
             os.close(ward.pidfd)

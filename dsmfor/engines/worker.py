@@ -13,6 +13,7 @@ import pickle
 import signal
 import socket
 import sys
+import warnings
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ from dsmfor._native.member import Member
 from dsmfor.engines.channel import contents, envelope, receive, send
 from dsmfor.engines.pages import ELSEWHERE as BY_LETTER
 from dsmfor.engines.pages import MAILBOX, OUTCOME, PAGE, Areas, Broker, read_body, read_head
+from dsmfor.engines.streams import Streams
+from dsmfor.engines.surroundings import redirect, set_filters, set_numerics
 from dsmfor.errors import DSMError
 from dsmfor.hints import note_read_only
 from dsmfor.outcome import Outcome, Stop, describe_failure
@@ -67,6 +70,8 @@ class Post:
     warden: int  # pid
     block_fd: int
     mailbox_fd: int
+    relay_fd: int
+    turns_fd: int
     settings: dict[str, Any]
 
 
@@ -106,6 +111,7 @@ class Worker:
         os.close(post.block_fd)
         os.close(post.mailbox_fd)
         self.broker = Broker(warden, post.incarnation)
+        self.streams = Streams(self.rank, self.block, self.broker, post.relay_fd, post.turns_fd)
         self.member = Member(self.block, self.rank, 1)
         self.member.end()
         self.member.carrier = Areas(self.page, self.block, self.broker)
@@ -178,6 +184,8 @@ class Worker:
                     replica.dissolve()
             self.edition, self.order = 0, None  # what was read last may be among them
         elif verb == "settings":
+            if "streams" in body:
+                redirect(body["streams"][2], descriptors)
             self.apply(body)
         elif verb == "skeleton":
             serial, data = body
@@ -188,14 +196,24 @@ class Worker:
         self.block.letter_read(self.rank)
 
     def apply(self, settings: dict[str, Any]) -> None:
-        """Follow the caller's environment, module path and directory."""
-        self.environ = settings["environ"]
-        os.environ.clear()
-        os.environ.update(self.environ)
-        self.limit_blas_variables()
-        sys.path[:] = settings["path"]
-        with contextlib.suppress(OSError):  # it may be gone; the caller is there no more either
-            os.chdir(settings["cwd"])
+        """Follow what has changed of the caller's surroundings."""
+        if "environ" in settings:
+            self.environ = settings["environ"]
+            os.environ.clear()
+            os.environ.update(self.environ)
+            self.limit_blas_variables()
+        if "path" in settings:
+            sys.path[:] = settings["path"]
+        if "cwd" in settings:
+            with contextlib.suppress(OSError):  # it may be gone; the caller is there no more either
+                os.chdir(settings["cwd"])
+        if "streams" in settings:
+            out, err, *_ = settings["streams"]
+            self.streams.follow(out, err)
+        if "filters" in settings:
+            set_filters(settings["filters"])
+        if "numerics" in settings:
+            set_numerics(settings["numerics"])
 
     def limit_blas_variables(self) -> None:
         """For BLAS libraries that a kernel loads later; without a limit, what the caller has."""
@@ -231,11 +249,7 @@ class Worker:
         if self.order is not None:  # after packing: what a result refers to is bound until then
             self.order.replica.empty()
         self.member.end()
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        except Exception:  # the user's, and perhaps closed
-            pass
+        self.streams.rest()
         if self.freed:
             self.drop_freed()
         if self.bulk is not None:
@@ -316,7 +330,9 @@ class Worker:
         parcel = Parcel(*pickle.loads(message))
         replica = self.replicas.get(parcel.serial)
         if replica is None:
-            replica = self.replicas[parcel.serial] = Replica(self.skeletons[parcel.serial])
+            with warnings.catch_warnings():  # the caller has imported it all, under other filters
+                warnings.simplefilter("ignore")
+                replica = self.replicas[parcel.serial] = Replica(self.skeletons[parcel.serial])
         schedule, chunk, blas, private, inward = parcel.choices
         copied = frozenset({parcel.staged} if parcel.staged else ())
         return _Order(
