@@ -14,14 +14,12 @@ import time
 import warnings
 from typing import Any
 
-import numpy as np
-
 from dsmfor.engines import process
 from dsmfor.engines.crew import Ended
 from dsmfor.errors import PerformanceWarning, RegionError, RegionTimeout, WorkerDied
 from dsmfor.options import Options
 from dsmfor.outcome import Failure, revive, text_of
-from dsmfor.payload import Claims, Kernel, Skeleton
+from dsmfor.payload import Kernel, Skeleton
 from dsmfor.pickling import dump
 from dsmfor.reachable import ATOMS, reachable
 from dsmfor.sharing import Sharing
@@ -74,10 +72,13 @@ def run(
     message = kernel.again(claims, choices)
     try:
         if message is None:
-            transit = Outward(skeleton.numbers, claims.intents, sharing.everything_private)
+            transit = Outward(
+                skeleton.numbers, claims.intents, sharing.everything_private, bool(claims.cleared)
+            )
             message, stage = kernel.message(skeleton, claims, transit, choices)
             sharing.check_met(claims, transit)
-            _clear(claims, transit)
+            if claims.cleared:
+                transit.clear(claims.cleared)
             if not kernel.warned and max(len(message.data), stage.bytes_in if stage else 0) > _MUCH:
                 _warn_of_captures(kernel, skeleton, values, transit)
         seed = (next(_seeds) if options.seed is None else options.seed) & _MASK
@@ -105,13 +106,6 @@ def run(
         finally:  # the traceback holds this frame, which must not hold the exception
             del result, ended
     return result, (size, seconds, *copied)
-
-
-def _clear(claims: Claims, transit: Outward) -> None:
-    """Zero the arrays of intent 'out' of which no copy is made."""
-    for array in claims.cleared:
-        if claims.intents.get(id(array)) == "out" and id(array) not in transit.plain:
-            array[...] = np.zeros((), array.dtype)
 
 
 def _warn_of_captures(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -95,10 +95,10 @@ class Homeward:
     def array(self, value: np.ndarray) -> Any:
         """By handle if it lies in shared memory that lasts."""
         handle = arrays.handle(value)
-        if handle is None:
-            return NotImplemented
+        if handle is None or (handle[0] in self.copied and value.flags.writeable):
+            return _plainly(value)
         if handle[0] in self.copied:
-            return NotImplemented if value.flags.writeable else (_same, (value.copy(order="K"),))
+            return _same, (value.copy(order="K"),)
         self.segments.add(handle[0])
         return arrays.rebuild, (handle,)
 
@@ -119,6 +119,8 @@ class Outward:
         'unnamed'. Whoever made it keeps the arrays alive.
     everything_private : bool
         Whether what is not named goes as a copy for each worker.
+    watched : bool
+        Whether `clear` will be called.
 
     Attributes
     ----------
@@ -131,6 +133,7 @@ class Outward:
         numbers: Mapping[int, int],
         intents: dict[int, str],
         everything_private: bool = False,
+        watched: bool = False,
     ) -> None:
         self.numbers = numbers
         self.intents = intents
@@ -139,6 +142,8 @@ class Outward:
         self.plain: dict[int, Plain] = {}
         self.met: set[int] = set()  # ids of named arrays
         self._positions: dict[int, int] = {}
+        self._watched = watched
+        self._live: list[np.ndarray] = []  # that need no copy
         self._private = 0  # depth of objects whose arrays are theirs
         self._kept: list[Any] = []  # what was made for this dump: its ids must stay its own
 
@@ -149,6 +154,7 @@ class Outward:
         self.met.clear()
         self._positions.clear()
         self._kept.clear()
+        self._live.clear()
         self._private = 0
 
     def array(self, value: np.ndarray) -> Any:
@@ -160,19 +166,22 @@ class Outward:
         if handle is not None and intent != "private":
             if intent == "in":
                 handle = (*handle[:5], False)
+            if self._watched:
+                self._live.append(value)
             self.segments.add(handle[0])
             return arrays.rebuild, (handle,)
         free = intent is None or intent == "unnamed"
+        if intent != "private" and (reduced := filemaps.by_file(value, intent)) is not None:
+            self._live.append(value)
+            return reduced
         if intent == "private" or (free and self.everything_private):
             return self._by_value(value)
         if intent is None and self._private:
             return self._by_value(value)
         if value.nbytes == 0 and value.dtype.kind != "T":
-            return NotImplemented
+            return _plainly(value)
         if value.dtype.hasobject or value.dtype.kind == "T":
             return _frozen(cast("tuple[Any, ...]", value.__reduce__()))
-        if (reduced := filemaps.by_file(value, intent)) is not None:
-            return reduced
         number = self._positions.setdefault(id(value), len(self._positions))
         self.plain[id(value)] = Plain(value, "in" if free else str(intent))
         return _staged, (number,)
@@ -193,10 +202,32 @@ class Outward:
             return self._enclosed(value, table.get(kind))
         return NotImplemented
 
+    def clear(self, outs: list[np.ndarray]) -> None:
+        """Zero the live arrays of intent 'out', but for what other views bring in."""
+        outs = [
+            array
+            for array in outs
+            if self.intents.get(id(array)) == "out" and id(array) not in self.plain
+        ]
+        kept = [
+            (array, array.copy())
+            for array in self._live
+            if self.intents.get(id(array)) != "out"
+            and any(np.may_share_memory(array, out) for out in outs)
+        ]
+        for array in outs:
+            array[...] = np.zeros((), array.dtype)
+        for array, values in kept:
+            handle = arrays.handle(array)
+            if handle is not None:
+                array = arrays.rebuild((*handle[:5], True))
+            if array.flags.writeable:
+                np.copyto(array, values)
+
     def _by_value(self, value: np.ndarray) -> Any:
         """A copy that may be written, whatever the original says."""
         if value.flags.writeable:
-            return NotImplemented
+            return _plainly(value)
         return _same, (self._keep(value.copy(order="K")),)
 
     def _keep(self, array: np.ndarray) -> np.ndarray:
@@ -220,10 +251,13 @@ class Outward:
         intent = self.intents.get(id(value))
         if intent is not None:
             self.met.add(id(value))
+        if kind is np.memmap and intent != "private":
+            reduced = filemaps.by_file(value, intent)
+            if reduced is not None:
+                self._live.append(value)
+                return reduced
         if intent == "private" or (intent is None and (self._private or self.everything_private)):
             return NotImplemented
-        if kind is np.memmap and (reduced := filemaps.by_file(value, intent)) is not None:
-            return reduced
         return _frozen(cast("tuple[Any, ...]", value.__reduce_ex__(2)))
 
     def _enclosed(self, value: Any, reducer: Callable[[Any], Any] | None) -> Any:
@@ -267,6 +301,20 @@ def _nothing() -> None:
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _plainly(value: np.ndarray) -> Any:
+    """By value, as NumPy pickles it, but that it makes some big-endian arrays native."""
+    if value.dtype.isnative or value.dtype.hasobject or value.dtype.kind == "T":
+        return NotImplemented
+    order: Literal["C", "F"] = "F" if value.flags.fnc else "C"
+    return _of_bytes, (bytearray(value.tobytes(order)), value.dtype, value.shape, order)
+
+
+def _of_bytes(
+    data: bytearray, dtype: np.dtype[Any], shape: tuple[int, ...], order: Literal["C", "F"]
+) -> np.ndarray:
+    return np.ndarray(shape, dtype, data, order=order)
 
 
 def _inner(_: None, value: Any, __: None) -> Any:

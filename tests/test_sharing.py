@@ -869,3 +869,45 @@ def test_the_remedy_fits_the_array() -> None:
         with pytest.raises(ValueError, match=READ_ONLY) as caught:
             dsm.parallel(workers=2, shared=shared)(write)(value)
         assert re.search(words, caught.value.__notes__[0])
+
+
+@pytest.mark.parametrize("memory", ["plain", "shared", "mapped"])
+def test_out_beside_an_overlapping_in_is_alike_in_every_memory(
+    memory: str, mapped: np.memmap
+) -> None:
+    base = {"plain": np.empty(6), "shared": dsm.empty(6), "mapped": mapped[0, :6]}[memory]
+    base[:] = np.arange(1.0, 7.0)
+
+    @dsm.parallel(workers=2, shared={"a": "in", "b": "out"})
+    def kernel(a: np.ndarray, b: np.ndarray) -> Any:
+        return a.tolist(), b.tolist()
+
+    assert kernel(base[:4], base[2:]) == [([1, 2, 3, 4], [3, 4, 0, 0])] * 2
+
+
+def test_a_memory_map_stays_live_when_everything_is_private(mapped: np.memmap) -> None:
+    whole, part = mapped, np.asarray(mapped)[1]
+
+    @dsm.parallel(workers=2, private="*")
+    def kernel(whole: np.ndarray) -> None:
+        if dsm.rank() == 0:
+            whole[0, 0] = part[0] = -5
+
+    kernel(whole)
+    assert mapped[0, 0] == mapped[1, 0] == -5
+
+
+@pytest.mark.parametrize("dtype", [">f8", ">M8[s]", [("a", ">i4"), ("b", "S3")]])
+def test_what_goes_by_value_keeps_its_bytes(dtype: Any) -> None:
+    values = np.ones(12, "i8").astype(dtype) if isinstance(dtype, str) else np.ones(12, dtype)
+
+    @dsm.parallel(workers=2, private=["x", "y"])
+    def kernel(x: np.ndarray, y: np.ndarray) -> Any:
+        return x.dtype, x.tobytes(), y.tobytes(), x[::2], y[:0]
+
+    x, y = values[::-2], values.reshape(3, 4).T
+    for found, xs, ys, back, none in kernel(x, y):
+        assert found == back.dtype == none.dtype == values.dtype
+        assert found.str == values.dtype.str
+        assert (xs, ys) == (x.tobytes(), y.tobytes())
+        assert back.tobytes() == x[::2].tobytes()

@@ -172,7 +172,7 @@ cdef class Member:
     def loop_text(self):
         cdef dsm_rank *r = &self.block.b.ranks[self.rank]
         if self.loops == self.block.b.base:
-            return " (it began no loop)"
+            return ""
         chunk = f", chunk={r.chunk}" if r.chunk > 1 else ""
         return (f" (its loop {r.number - <int64_t>self.block.b.base + 1}: n={r.n}, "
                 f"schedule={SCHEDULES[r.schedule]!r}{chunk})")

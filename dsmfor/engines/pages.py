@@ -154,9 +154,9 @@ class Broker:
             yield
         finally:
             self.shields -= 1
-        if self.stopped and not self.shields:
-            self.stopped = False
-            raise Stop("the region was stopped")
+            if self.stopped and not self.shields:
+                self.stopped = False
+                raise Stop("the region was stopped")
 
     def lend(self, key: tuple[Any, ...], fd: int) -> None:
         """`put`, until the region is over."""
