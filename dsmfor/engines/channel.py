@@ -10,12 +10,13 @@ import array
 import fcntl
 import os
 import pickle
+import resource
 import socket
 from collections.abc import Sequence
 from typing import Any
 
 from dsmfor._native.block import memfd, seal
-from dsmfor.errors import DSMError
+from dsmfor.errors import DSMError, SharedMemoryFull
 
 __all__ = ["MOST_DESCRIPTORS", "contents", "envelope", "lift", "pair", "receive", "send"]
 
@@ -94,7 +95,7 @@ def receive(end: socket.socket) -> tuple[Any, list[int]] | None:
 
     Raises
     ------
-    DSMError
+    SharedMemoryFull
         Descriptors were lost because this process may open no more; the message cannot be used.
     """
     try:
@@ -109,9 +110,11 @@ def receive(end: socket.socket) -> tuple[Any, list[int]] | None:
     if flags & socket.MSG_CTRUNC:
         for fd in descriptors:
             os.close(fd)
-        raise DSMError(
-            "descriptors of shared arrays were lost: this process may open no more files; raise "
-            "the limit (ulimit -n) or hold fewer arrays at a time"
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise SharedMemoryFull(
+            f"process {os.getpid()} cannot take the shared arrays that it is sent: it may open "
+            f"{limit} descriptors and has not enough of them left; raise ulimit -n, close files or "
+            "use fewer arrays at a time (those below 1 MiB share a descriptor)"
         )
     if not data:
         return None
