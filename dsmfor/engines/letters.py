@@ -42,7 +42,7 @@ class Worker:
     made: set[int] = field(default_factory=set)  # that it made, and the caller has now
     settings: int = 0  # version of the settings that it follows
     lacks: int = 0  # letters that it could not take, as far as we have heard
-    unsure: bool = False  # it may not map all of `segments`
+    doubted: set[int] = field(default_factory=set)  # of `segments`, those it may not map
 
 
 class Letters:
@@ -129,8 +129,7 @@ class Letters:
             if skeleton.serial not in worker.skeletons:
                 self.send(rank, "skeleton", (skeleton.serial, skeleton.data))
                 worker.skeletons.add(skeleton.serial)
-            new = message.segments if worker.unsure else message.segments - worker.segments
-            worker.unsure = False
+            new = message.segments - (worker.segments - worker.doubted)
             self.introduce(rank, worker, sorted(new))
         self.skeletons -= self.retired
         self.retired.clear()
@@ -159,13 +158,14 @@ class Letters:
             if start + MOST_DESCRIPTORS < len(new):
                 self.await_read(rank)
         worker.segments.update(new)
+        worker.doubted.difference_update(new)
 
     def review(self) -> None:
         """After a failure: write again what workers had no descriptors to take."""
         for worker in self.workers:
             if worker is not None and (lacks := read_lacks(worker.page)) != worker.lacks:
                 worker.lacks = lacks
-                worker.unsure = True  # what it does map stays its own, until it is told to forget
+                worker.doubted |= worker.segments  # sent again before they are next needed
                 worker.settings = self.version = 0
                 worker.skeletons.clear()
                 self.newcomers()
@@ -179,6 +179,7 @@ class Letters:
                 for start in range(0, len(freed_here), _MOST_FREED):
                     self.send(rank, "free", freed_here[start : start + _MOST_FREED])
                 worker.segments -= known
+                worker.doubted -= known
                 worker.made -= known
                 told = True
         self.segments -= freed

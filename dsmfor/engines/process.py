@@ -21,6 +21,7 @@ import threading
 import weakref
 
 from dsmfor import arenas, segments, staging
+from dsmfor._native.block import DONE
 from dsmfor.engines.crew import Crew, Ended, leaving, lost
 from dsmfor.engines.housekeeping import Housekeeper
 from dsmfor.engines.launch import WardenGone, WardenLine
@@ -270,11 +271,15 @@ def housekeep(*, wait: bool = True) -> None:
         _disband_lost()
         told = _spread()
         while told and wait:
-            for crew in told:
-                for rank, worker in enumerate(crew.workers):
-                    if worker is not None:
-                        crew.block.await_read(rank, 1.0)
+            read = [
+                crew.block.await_read(rank, 1.0) == DONE
+                for crew in told
+                for rank, worker in enumerate(crew.workers)
+                if worker is not None
+            ]
             told = _spread()  # what they have answered may free more
+            if not all(read):  # somebody is stopped, or has died: the next region finds out
+                break
         if arenas.tidy() and wait:
             _spread()
 

@@ -75,13 +75,18 @@ class Quarantine:
         return bool(self._rounds)
 
     def turn(self, idle: Collection[Crew], crews: Iterable[Crew]) -> list[Crew]:
-        """Hear and ask the crews that are idle, and release what none can see; whom it has asked.
+        """Hear and ask the crews that are idle, and release what none can see.
 
         Parameters
         ----------
         idle : collection of Crew
         crews : iterable of Crew
             All that live.
+
+        Returns
+        -------
+        list of Crew
+            Those idle ones that have been asked, now or before, and have not answered.
         """
         crews = list(crews)
         living = {crew.number for crew in crews}
@@ -94,7 +99,7 @@ class Quarantine:
         for crew in idle:
             if crew.number in self._rounds:
                 self._hear(crew)
-            if crew.number not in self._rounds and self._ask(crew):
+            if crew.number in self._rounds or self._ask(crew):
                 asked.append(crew)
         if see_off():
             self._release()
