@@ -180,13 +180,13 @@ def listen(listener: Callable[[int], object] | None) -> None:
             arena.release_all()
 
 
-def condemned() -> dict[int, bytes]:
-    """By arena, tickets of the blocks that wait for their release since the last call.
+def condemned(*, anew: bool = False) -> dict[int, bytes]:
+    """By arena, tickets of the blocks that wait for their release since the last call, or of all.
 
     A ticket is a number of 64 bits. A block that comes to life again, because a result named it,
     and is let go once more gets another one.
     """
-    found = {segment: arena.tickets() for segment, arena in list(_own.items())}
+    found = {segment: arena.tickets(anew) for segment, arena in list(_own.items())}
     return {segment: tickets for segment, tickets in found.items() if tickets}
 
 

@@ -236,6 +236,20 @@ def test_a_block_that_came_to_life_again_is_not_released_by_its_old_ticket(groun
         assert ground.arena.blocks == 0
 
 
+def test_tickets_that_were_lost_are_had_again(ground: Ground) -> None:
+    with heard():
+        for _ in range(10):
+            a = ground.take(100)
+            registry.handle(a)
+            del a
+        lost = ground.arena.tickets()
+        assert (len(lost), ground.arena.tickets()) == (80, b"")
+        again = ground.arena.tickets(anew=True)
+        assert sorted(np.frombuffer(again, "u8")) == sorted(np.frombuffer(lost, "u8"))
+        ground.arena.release(again)
+        assert (ground.arena.blocks, ground.arena.tickets(anew=True)) == (0, b"")
+
+
 def test_with_nobody_listening_nothing_waits(ground: Ground) -> None:
     native.listen(None, False)
     try:

@@ -148,6 +148,18 @@ static inline uint32_t dsm_tickets(dsm_arena *a, uint64_t *tickets, uint32_t roo
     return count;
 }
 
+/* List every block in quarantine, also those whose tickets were given out already. */
+static inline void dsm_recall(dsm_arena *a)
+{
+    for (uint32_t n = 1; n < a->count; n++) {
+        dsm_span *s = &a->spans[n];
+        if (s->state != DSM_QUARANTINED || s->listed) continue;
+        s->listed = 1;
+        s->next = a->condemned;
+        a->condemned = n;
+    }
+}
+
 /* A block may be used again, if nothing has become of it since it got this ticket. */
 static inline void dsm_release(dsm_arena *a, uint64_t ticket)
 {

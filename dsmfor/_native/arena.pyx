@@ -52,6 +52,7 @@ cdef extern from "arena.h":
     int dsm_let_go(dsm_arena *a, uint32_t n, int quarantine) noexcept
     uint32_t dsm_condemned(const dsm_arena *a) noexcept
     uint32_t dsm_tickets(dsm_arena *a, uint64_t *tickets, uint32_t room) noexcept
+    void dsm_recall(dsm_arena *a) noexcept
     void dsm_release(dsm_arena *a, uint64_t ticket) noexcept
     void dsm_release_all(dsm_arena *a) noexcept
     void dsm_pin(dsm_arena *a) noexcept
@@ -253,12 +254,12 @@ cdef class Arena:
             what |= 4
         DSM_ARENA_UNLOCK(&self.a)
         if freed >= TRIM and self.fd >= 0:
-            self._trim()
+            self._trim(False)
         if what and _listener is not None:
             listener = _listener
             listener(what)
 
-    cdef uint64_t _trim(self) noexcept:
+    cdef uint64_t _trim(self, bint politely) noexcept:
         cdef uint32_t number, first = 0, end = 0, p
         cdef uint64_t pieces = 0
         cdef int failed = 0
@@ -273,22 +274,31 @@ cdef class Arena:
             if not number:
                 break
             # The span is in nobody's list meanwhile, so nobody else comes to use its pages.
-            failed = fallocate(self.fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
-                               <long long>first * DSM_PIECE, <long long>(end - first) * DSM_PIECE)
+            if politely:
+                with nogil:
+                    failed = self._punch(first, end)
+            else:  # while an array goes, nobody else gets the GIL
+                failed = self._punch(first, end)
             DSM_ARENA_LOCK(&self.a)
             dsm_trimmed(&self.a, number, first, end, failed == 0)
             DSM_ARENA_UNLOCK(&self.a)
         return pieces * DSM_PIECE
 
+    cdef int _punch(self, uint32_t first, uint32_t end) noexcept nogil:
+        return fallocate(self.fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE,
+                         <long long>first * DSM_PIECE, <long long>(end - first) * DSM_PIECE)
+
     def trim(self):
         """Give the pages of free pieces back to the system; how many bytes that were."""
-        return self._trim() if self.fd >= 0 else 0
+        return self._trim(True) if self.fd >= 0 else 0
 
-    def tickets(self):
-        """The blocks condemned since the last call, as 64-bit tickets in bytes."""
+    def tickets(self, bint anew=False):
+        """The blocks condemned since the last call, or `anew` all, as 64-bit tickets in bytes."""
         cdef uint32_t count
         cdef bytes result
         DSM_ARENA_LOCK(&self.a)
+        if anew and self.a.quarantined:
+            dsm_recall(&self.a)
         count = dsm_condemned(&self.a)
         DSM_ARENA_UNLOCK(&self.a)
         # More may come meanwhile, and stay for the next call.

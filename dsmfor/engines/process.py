@@ -127,6 +127,7 @@ def _prepare(size: int) -> Crew:
     if _pending():
         _spread()
     _disband_lost()
+    see_off()
     for crew in [crew for crew in _idle if crew.letters.spoilt]:
         _idle.remove(crew)
         crew.disband()
@@ -164,6 +165,8 @@ def _give_back(crew: Crew) -> None:
             return  # the warden's end took it
         if crew.line is not _line or not crew.at_rest:
             crew.disband()
+            if _keeper is not None:
+                _keeper.wake()  # to see its workers off
             if crew.line is not _line and not _serving(crew.line):
                 crew.line.stop()  # of a warden that has gone since
             return

@@ -110,7 +110,8 @@ class Quarantine:
         return asked
 
     def _admit(self, crews: list[Crew]) -> None:
-        for segment, tickets in arenas.condemned().items():
+        # With no batch left, none should wait; but a Ctrl-C may have struck in this very loop.
+        for segment, tickets in arenas.condemned(anew=not self._batches).items():
             knowing = {
                 crew.number
                 for crew in crews
@@ -149,11 +150,11 @@ class Quarantine:
     def _hear(self, crew: Crew) -> None:
         """Sort the blocks of a round by the crew's answers, if they are all there."""
         asked = self._rounds[crew.number]
-        # A worker that has been replaced has ended, and its views with it.
+        # A worker that has been replaced has ended before, and its views with it.
         workers = [
             (rank, worker)
             for rank, worker in asked.workers.items()
-            if rank < len(crew.workers) and crew.workers[rank] is worker
+            if crew.workers[rank] is worker and not worker.recruit.ended()
         ]
         if any(crew.block.unread(rank) for rank, _ in workers):
             return
