@@ -41,7 +41,7 @@ class Worker:
     segments: set[int] = field(default_factory=set)  # of the caller's that it maps
     made: set[int] = field(default_factory=set)  # that it made, and the caller has now
     settings: int = 0  # version of the settings that it follows
-    lacks: int = 0  # letters that it could not take, as far as we have heard
+    lacks: tuple[int, int] = (0, 0)  # letters it could not take, as far as we have heard
     doubted: set[int] = field(default_factory=set)  # of `segments`, those it may not map
 
 
@@ -164,10 +164,12 @@ class Letters:
         """After a failure: write again what workers had no descriptors to take."""
         for worker in self.workers:
             if worker is not None and (lacks := read_lacks(worker.page)) != worker.lacks:
+                if lacks[0] != worker.lacks[0]:
+                    worker.doubted |= worker.segments  # sent again before they are next needed
+                if lacks[1] != worker.lacks[1]:
+                    worker.settings = self.version = 0
+                    worker.skeletons.clear()
                 worker.lacks = lacks
-                worker.doubted |= worker.segments  # sent again before they are next needed
-                worker.settings = self.version = 0
-                worker.skeletons.clear()
                 self.newcomers()
 
     def let_go(self, freed: set[int]) -> bool:

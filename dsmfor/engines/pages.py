@@ -56,6 +56,7 @@ PAGE = _LACKS + _AREA
 
 _HEAD = struct.Struct("=QQQQ")  # epoch, length of the message or ELSEWHERE, edition, seed
 _LENGTH = struct.Struct("=Q")
+_COUNTS = struct.Struct("=II")
 ELSEWHERE = (1 << 64) - 1  # the bytes did not fit and travel in a memfd
 
 
@@ -114,15 +115,15 @@ def read_held(page: Page, question: int, count: int) -> NDArray[np.bool_]:
     return np.unpackbits(bits, count=count).astype(np.bool_)
 
 
-def write_lacks(page: Page, count: int) -> None:
-    """How many letters a worker has not been able to take."""
-    page.write(_LACKS, _LENGTH.pack(count))
+def write_lacks(page: Page, counts: tuple[int, int]) -> None:
+    """How many letters a worker has not been able to take: with segments, with other things."""
+    page.write(_LACKS, _COUNTS.pack(*counts))
 
 
-def read_lacks(page: Page) -> int:
-    """How many letters the worker has not been able to take."""
-    (count,) = _LENGTH.unpack(page.read(_LACKS, _LENGTH.size))
-    return int(count)
+def read_lacks(page: Page) -> tuple[int, int]:
+    """How many letters the worker has not been able to take: with segments, with other things."""
+    segments, others = _COUNTS.unpack(page.read(_LACKS, _COUNTS.size))
+    return segments, others
 
 
 class Broker:

@@ -24,7 +24,7 @@ import threadpoolctl
 from dsmfor import arenas, segments
 from dsmfor._native.block import PHASES, Block, Page, die_with_parent
 from dsmfor._native.member import Member
-from dsmfor.engines.channel import contents, envelope, receive, send
+from dsmfor.engines.channel import Lost, contents, envelope, receive, send
 from dsmfor.engines.pages import ELSEWHERE as BY_LETTER
 from dsmfor.engines.pages import (
     MAILBOX,
@@ -131,8 +131,8 @@ class Worker:
         self.order: _Order | None = None
         self.mapped: dict[int, object] = {}  # what keeps the caller's segments mapped
         self.freed: deque[int] = deque()  # segments of ours that are gone
-        self.lacking: SharedMemoryFull | None = None  # why the last letter was not taken
-        self.lacks = 0
+        self.lacking = ""  # why the last letter was not taken
+        self.lacks = (0, 0)  # how many were not, with segments and with other things
         self.bulk: int | None = None  # descriptor of a message that did not fit the mailbox
         self.blas: int | None = 1
         self.environ: dict[str, str] = {}  # the caller's
@@ -177,8 +177,9 @@ class Worker:
     def read_letter(self) -> None:
         try:
             letter = receive(self.caller)
-        except SharedMemoryFull as error:
-            self.lack(error)
+        except Lost as error:
+            verb, _ = error.message or ("", None)
+            self.lack(error, segments=verb != "settings", others=verb in ("", "settings"))
         else:
             if letter is None:
                 os._exit(0)
@@ -186,10 +187,10 @@ class Worker:
             self.obey(verb, body, descriptors)
         self.block.letter_read(self.rank)
 
-    def lack(self, error: SharedMemoryFull) -> None:
+    def lack(self, error: SharedMemoryFull, *, segments: bool, others: bool) -> None:
         """A letter could not be taken: the next region says so, and the caller writes again."""
-        self.lacking = error
-        self.lacks += 1
+        self.lacking = str(error)
+        self.lacks = (self.lacks[0] + segments, self.lacks[1] + others)
         write_lacks(self.page, self.lacks)
 
     def obey(self, verb: str, body: Any, descriptors: list[int]) -> None:
@@ -198,7 +199,7 @@ class Worker:
                 try:
                     self.mapped[segment] = arenas.adopt(segment, fd, nbytes)
                 except SharedMemoryFull as error:
-                    self.lack(error)
+                    self.lack(error, segments=True, others=False)
         elif verb == "free":
             for segment in body:
                 self.mapped.pop(segment, None)
@@ -322,9 +323,9 @@ class Worker:
             self.broker.take_back()
         try:
             block.phase(self.rank, _UNPICKLING)
-            if self.lacking is not None:
-                lacking, self.lacking = self.lacking, None
-                raise lacking
+            if self.lacking:
+                lacking, self.lacking = self.lacking, ""
+                raise SharedMemoryFull(lacking)
             length, edition, seed = read_head(self.mailbox, epoch)
             order = self.order
             if order is None or edition != self.edition:
