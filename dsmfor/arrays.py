@@ -1,8 +1,9 @@
 """NumPy arrays whose memory is shared: creation, and the handles by which they travel.
 
 Each function here makes what the NumPy function of the same name makes, a plain `numpy.ndarray`
-with the same dtype, shape, strides and values, over the bytes of a segment of its own. Memory is
-the business of `dsmfor.segments`; which memory an array lies in, of `dsmfor._native.registry`.
+with the same dtype, shape, strides and values, over the bytes of a segment of its own or, below a
+mebibyte, of a block in an arena. Memory is the business of `dsmfor.segments` and `dsmfor.arenas`;
+which memory an array lies in, of `dsmfor._native.registry`.
 
 A *handle* says where an array lies, in a few integers and a dtype. It is what crosses to another
 process in the array's stead, for any view of a shared array as for the array itself.
@@ -17,7 +18,7 @@ from typing import Any, Literal, SupportsIndex, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from dsmfor import segments, team
+from dsmfor import arenas, segments, team
 from dsmfor._native import registry
 
 __all__ = [
@@ -40,8 +41,10 @@ Array: TypeAlias = NDArray[Any]
 Shape: TypeAlias = Any  # an integer or a sequence of integers; checked by _shape
 Order: TypeAlias = Literal["C", "F"]
 LikeOrder: TypeAlias = Literal["C", "F", "A", "K"]
-Handle: TypeAlias = tuple[int, int, tuple[int, ...], tuple[int, ...], "str | np.dtype[Any]", bool]
-"""(segment, offset, shape, strides, dtype or its letter, writeable)"""
+Handle: TypeAlias = tuple[
+    int, "int | bytes", tuple[int, ...], tuple[int, ...], "str | np.dtype[Any]", bool
+]
+"""(segment, place in it, shape, strides, dtype or its letter, writeable)"""
 
 _MAX_BYTES = 2**63 - 1
 
@@ -308,33 +311,26 @@ def array(obj: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = "K"
 
 
 def handle(a: Array) -> Handle | None:
-    """Where an array lies in shared memory, or None if it does not.
-
-    Raises
-    ------
-    ValueError
-        It begins in a shared array and reaches beyond it.
-    """
+    """Where an array lies, or None; a ValueError if it reaches beyond a shared array."""
     return registry.handle(a)
 
 
 def rebuild(handle: Handle) -> Array:
     """The array that a handle describes, over the memory of its segment in this process.
 
-    Raises
-    ------
-    DSMError
-        The segment is not known here.
-    ValueError
-        The handle does not fit its segment.
+    Raises a DSMError if that is not known here, a ValueError if the handle does not fit.
     """
-    segment, offset, shape, strides, token, writeable = handle
-    return registry.view(segments.fetch(segment), offset, shape, strides, token, writeable)
+    segment, place, shape, strides, token, writeable = handle
+    if isinstance(place, bytes):
+        return arenas.view(segment, place, shape, strides, token, writeable)
+    if segment & segments.ARENA:
+        raise ValueError(f"place {place} in arena {segment} names no block; pass a handle's own")
+    return registry.view(segments.fetch(segment), place, shape, strides, token, writeable)
 
 
 def is_shared(a: object) -> bool:
     """Whether an object is an ndarray in shared memory, a view or not."""
-    return isinstance(a, np.ndarray) and registry.handle(a) is not None
+    return isinstance(a, np.ndarray) and registry.is_shared(a)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -379,7 +375,7 @@ def _filled(target: Array, value: ArrayLike) -> Array:
 
 
 def _allocate(name: str, dims: tuple[int, ...], dtype: np.dtype[Any], order: str) -> Array:
-    """A view in C or F order over a new segment, fresh and zero."""
+    """An array in C or F order over new memory, which is zero."""
     limit = 64  # NumPy's
     if len(dims) > limit:
         raise ValueError(
@@ -394,6 +390,8 @@ def _allocate(name: str, dims: tuple[int, ...], dtype: np.dtype[Any], order: str
             f"{name} cannot make an array of shape {dims} and {nbytes} bytes: no address reaches "
             f"beyond {_MAX_BYTES}; check the shape for a wrong factor"
         )
+    if nbytes < arenas.LARGE and (hold := arenas.take(nbytes)) is not None:
+        return hold.array(dims, dtype, order == "F")
     buffer = segments.create(nbytes)
     return np.ndarray(dims, dtype, buffer, order="F" if order == "F" else "C")
 

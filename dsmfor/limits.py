@@ -240,7 +240,8 @@ def refusal(error: OSError, doing: str, nbytes: int, *, live: int) -> Exception:
     Returns
     -------
     SharedMemoryFull or OSError
-        It says what to do.
+        It says what to do. SharedMemoryFull where there would be room if arrays were dropped or a
+        limit raised.
     """
     what = f"cannot {doing} a shared array of {_amount(nbytes)}"
     code = error.errno or 0
@@ -250,22 +251,36 @@ def refusal(error: OSError, doing: str, nbytes: int, *, live: int) -> Exception:
             f"{_amount(resource.getrlimit(resource.RLIMIT_FSIZE)[0])}; raise it with ulimit -f"
         )
     if code in (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM):
-        remedy = (
-            "drop arrays that are no longer needed"
-            if doing == "make"
-            else "raise ulimit -v, or sysctl vm.max_map_count if this process has very many arrays"
-        )
+        if doing == "make":
+            remedy = "drop arrays that are no longer needed"
+        else:
+            remedy = f"raise {_mapping_limit(live)}, or drop arrays that are no longer needed"
         return SharedMemoryFull(f"{what}: {os.strerror(code)}; {remedy}")
-    if code in (errno.EMFILE, errno.ENFILE, errno.EINVAL):
+    if code == errno.ENFILE:
+        return SharedMemoryFull(
+            f"{what}: this machine has all the files open that it may, "
+            f"{read(_system, '/proc/sys/fs/file-max').strip()}, {live} segments of this process "
+            "among them; drop arrays that are no longer needed or raise sysctl fs.file-max"
+        )
+    if code in (errno.EMFILE, errno.EINVAL):
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return OSError(
-            code,
-            f"{what}: no descriptor is left ({live} shared arrays are live, this process may "
-            f"open {limit} descriptors); drop arrays that are no longer needed or raise ulimit -n",
+        return SharedMemoryFull(
+            f"{what}: no descriptor is left: this process may open {limit} descriptors and holds "
+            f"{live} segments; drop arrays that are no longer needed, make one array of many "
+            "(those below 1 MiB share a descriptor) or raise ulimit -n"
         )
     if code in (errno.ENOENT, errno.EACCES):
         return OSError(code, f"{what}: {error.strerror}; /proc must be mounted and readable")
     return OSError(code, f"{what}: {error.strerror}; dsmfor needs Linux's memfd_create and seals")
+
+
+def _mapping_limit(live: int) -> str:
+    """Which limit on this process's memory a mapping has met, in words."""
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY:
+        return f"ulimit -v, which allows {_amount(most)} of address space"
+    count = read(_system, "/proc/sys/vm/max_map_count").strip()
+    return f"sysctl vm.max_map_count, which allows {count} mappings ({live} segments are mapped)"
 
 
 def _amount(nbytes: int) -> str:

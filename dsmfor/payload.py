@@ -361,6 +361,7 @@ class Message(NamedTuple):
     skeleton: Skeleton
     data: bytes  # of a `Parcel`
     segments: set[int]  # that it names
+    arrays: list[np.ndarray]  # that it names: they live for as long as the message
 
 
 class Parcel(NamedTuple):
@@ -435,7 +436,7 @@ class Kernel:
                 transit.segments.add(staged)
         parcel = Parcel(skeleton.serial, choices, staged, table, fixed, environment)
         data = pickle.dumps(tuple(parcel), pickle.HIGHEST_PROTOCOL)
-        message = Message(skeleton, data, transit.segments)
+        message = Message(skeleton, data, transit.segments, transit.shared)
         if alone and all(type(value) in ATOMS for value in values):
             self._last = values, choices, message
         return message, stage

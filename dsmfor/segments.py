@@ -6,17 +6,17 @@ size of /dev/shm does not limit it. Each segment of this process is known by its
 array over all its bytes; every shared array is a view that keeps the root alive through ``.base``,
 and when the last of them goes the segment goes.
 
-What else there is to know about a segment is elsewhere: the footer by which ``SharedArray.attach``
-maps it in `dsmfor.footer`, how much memory there is in `dsmfor.limits`, which array lies where in
-`dsmfor._native.registry`, dtypes and shapes in `dsmfor.arrays`. Carrying descriptors between
+What else there is to know about a segment is elsewhere: the file that it is in `dsmfor.memfiles`,
+the footer by which ``SharedArray.attach`` maps it in `dsmfor.footer`, how much memory there is in
+`dsmfor.limits`, which array lies where in `dsmfor._native.registry`, segments that many small
+arrays share in `dsmfor.arenas`, dtypes and shapes in `dsmfor.arrays`. Carrying descriptors between
 processes is the engines'.
 
 Guarantees
     A segment's pages are reserved before anyone sees it: no later touch is a SIGBUS. What does
     not fit is a `SharedMemoryFull` and takes nothing. Sealed against shrinking and growing, it
     stays whole whatever another process does. A fresh segment reads zero. Its number is never
-    used again. Own descriptors are numbered from 1024 up where the limit allows, so ``select``
-    keeps working on the user's.
+    used again.
 
 Assumes
     The hooks (`on_free`, `set_resolver`, `set_reclaimer`) belong to the process that installed
@@ -27,31 +27,34 @@ Assumes
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Self, cast
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmfor import footer, limits
+from dsmfor import footer, limits, memfiles
 from dsmfor._native import registry
 from dsmfor.errors import DSMError, SharedMemoryFull
 from dsmfor.footer import FOOTER
+from dsmfor.memfiles import Descriptor
 
 __all__ = [
+    "ARENA",
     "FOOTER",
     "adopt",
     "create",
+    "creator",
     "descriptor",
     "fetch",
     "live",
     "nbytes_live",
+    "number",
     "on_free",
+    "relieved",
     "root",
     "set_creator",
     "set_reclaimer",
@@ -60,45 +63,10 @@ __all__ = [
 ]
 
 Root = NDArray[np.uint8]
+T = TypeVar("T")
 
-# Linux numbers that Python 3.11 does not name.
-_MFD_NOEXEC_SEAL = 0x0008
-_F_ADD_SEALS = 1033
-_F_GET_SEALS = 1034
-_SEALS = 0x1 | 0x2 | 0x4  # against more seals, shrinking, growing
-
-_PIECE = 64 << 20
-"""Bytes reserved by one system call: between two of them Ctrl-C is seen."""
-
-_SELECTABLE = 1024
-"""``select`` takes descriptors below this one; they are left to the user."""
-
-
-class _Descriptor:
-    """Owns a file descriptor: closed with its last reference, or at once by an exception.
-
-    The ``with`` block is for the exception alone, whose traceback may be kept for long and every
-    local variable with it (``sys.last_traceback``); left normally, the descriptor stays open.
-    """
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def close(self, *, close: Callable[[int], None] = os.close) -> None:
-        number, self.number = self.number, -1
-        if number >= 0:
-            close(number)
-
-    __del__ = close
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.close()
+ARENA = 1 << 39
+"""Set in the numbers of segments that are arenas."""
 
 
 class _Record(weakref.ref[Root]):
@@ -113,7 +81,7 @@ class _Record(weakref.ref[Root]):
 
     segment: int
     mapping: NDArray[np.uint8]
-    descriptor: _Descriptor
+    descriptor: Descriptor
     nbytes: int
     low: int
 
@@ -130,23 +98,23 @@ _callbacks: list[Callable[[int], object]] = []
 _resolver: Callable[[int], tuple[int, int]] | None = None
 _reclaimer: Callable[[], object] | None = None
 
-# Learnt when the first segment is made.
+# Imported when the first segment is made.
 _shared_array: footer.SharedArray | None = None
-_memfd_flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | _MFD_NOEXEC_SEAL
-_lowest_descriptor = _SELECTABLE
 
 
 # ---------------------------------------------------------------------------------------------
 # Making, mapping and finding segments
 
 
-def create(nbytes: int) -> Root:
+def create(nbytes: int, *, arena: bool = False) -> Root:
     """Make a segment and map it.
 
     Parameters
     ----------
     nbytes : int, bytes, >= 1
         Size of its data.
+    arena : bool
+        Number it as an arena, and take no pages yet: that is left to `dsmfor.memfiles.reserve`.
 
     Returns
     -------
@@ -156,27 +124,33 @@ def create(nbytes: int) -> Root:
     Raises
     ------
     SharedMemoryFull
-        It does not fit into the machine's or the control group's memory, also after idle workers
-        have let go of what they could. Nothing was taken.
+        It does not fit into the machine's or the control group's memory, or no descriptor or
+        mapping is left, also after idle workers have let go of what they could. Nothing was taken.
     OSError
-        No descriptor is left, or the system refuses anonymous files in memory.
+        The system refuses anonymous files in memory.
     """
-    global _made
     if nbytes < 1:
         raise ValueError(f"a segment holds at least one byte, got {nbytes}; use a plain array")
     _prepare()
-    reserved = None
-    if _reclaimer is not None:
-        with contextlib.suppress(SharedMemoryFull):
-            reserved = _reserve(nbytes)
-        if reserved is None:
-            _reclaimer()
-    if reserved is None:
-        reserved = _reserve(nbytes)
+    return relieved(lambda: _create(nbytes, arena))
+
+
+def _create(nbytes: int, arena: bool) -> Root:
+    global _made
+    held = memfiles.make(nbytes, sparse=arena, live=len(_live))
     with _lock:
         _made += 1
-        segment = _creator << 40 | _made
-    return _map(segment, reserved, nbytes)
+        segment = _creator << 40 | (ARENA if arena else 0) | _made
+    return _map(segment, held, nbytes)
+
+
+def relieved(take: Callable[[], T]) -> T:
+    """What `take` returns, which gets a second chance when memory is short and some is let go."""
+    if _reclaimer is not None:
+        with contextlib.suppress(SharedMemoryFull):
+            return take()
+        _reclaimer()
+    return take()
 
 
 def adopt(segment: int, fd: int, nbytes: int) -> Root:
@@ -200,16 +174,21 @@ def adopt(segment: int, fd: int, nbytes: int) -> Root:
     ------
     DSMError
         The descriptor is not such a segment: wrong size, no footer, or not sealed.
+    SharedMemoryFull
+        There is no mapping or descriptor left for it.
     """
-    held = _Descriptor(fd)
+    held = Descriptor(fd)
     known = root(segment)
     if known is not None:
         held.close()
         return known
     with held:
         _prepare()
-        _examine(segment, fd, nbytes)
-        held = _lift(held)
+        memfiles.examine(segment, fd, nbytes)
+        try:
+            held = memfiles.lift(held)
+        except OSError as error:
+            raise limits.refusal(error, "map", nbytes, live=len(_live)) from error
     return _map(segment, held, nbytes)
 
 
@@ -244,6 +223,13 @@ def fetch(segment: int) -> Root:
 def descriptor(segment: int) -> int:
     """The descriptor of a live segment; it stays this module's own."""
     return _record(segment).descriptor.number
+
+
+def number(root: Root) -> int:
+    """The number of the segment that begins where a root does."""
+    place = registry.handle(root)
+    assert place is not None
+    return place[0]
 
 
 def size(segment: int) -> int:
@@ -283,6 +269,11 @@ def set_creator(number: int) -> None:
     _creator = number
 
 
+def creator() -> int:
+    """The number of this process, as `set_creator` was told; 0 in the caller."""
+    return _creator
+
+
 def on_free(callback: Callable[[int], object]) -> None:
     """Have ``callback(segment)`` called when the last reference to a root has gone.
 
@@ -292,7 +283,8 @@ def on_free(callback: Callable[[int], object]) -> None:
     lock and wait for nothing: append to a deque and let someone else act. What it raises is shown
     as an unraisable error, and the callbacks after it are not called. A forked child has none.
     """
-    _callbacks.append(callback)
+    if callback not in _callbacks:
+        _callbacks.append(callback)
 
 
 def set_resolver(resolver: Callable[[int], tuple[int, int]] | None) -> None:
@@ -314,23 +306,7 @@ def set_reclaimer(reclaimer: Callable[[], object] | None) -> None:
 # The life of a segment
 
 
-def _reserve(nbytes: int) -> _Descriptor:
-    """A new sealed segment, all its pages taken."""
-    limits.check(nbytes)
-    try:
-        with _anonymous_file() as held:
-            fd = held.number
-            total = nbytes + FOOTER.size
-            for start in range(0, total, _PIECE):
-                os.posix_fallocate(fd, start, min(_PIECE, total - start))
-            os.pwrite(fd, footer.footer(nbytes), nbytes)
-            fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
-            return _lift(held)
-    except OSError as error:
-        raise limits.refusal(error, "make", nbytes, live=len(_live)) from error
-
-
-def _map(segment: int, held: _Descriptor, nbytes: int) -> Root:
+def _map(segment: int, held: Descriptor, nbytes: int) -> Root:
     """Map a sound descriptor and enter it as a live segment."""
     assert _shared_array is not None
     with held:
@@ -388,60 +364,9 @@ def _forget_parent() -> None:
 os.register_at_fork(after_in_child=_forget_parent)
 
 
-# ---------------------------------------------------------------------------------------------
-# Descriptors
-
-
-def _anonymous_file() -> _Descriptor:
-    global _memfd_flags
-    try:
-        return _Descriptor(os.memfd_create("dsmfor segment", _memfd_flags))
-    except OSError as error:
-        if error.errno != errno.EINVAL or not _memfd_flags & _MFD_NOEXEC_SEAL:
-            raise
-    _memfd_flags &= ~_MFD_NOEXEC_SEAL  # before Linux 6.3
-    return _Descriptor(os.memfd_create("dsmfor segment", _memfd_flags))
-
-
-def _lift(held: _Descriptor) -> _Descriptor:
-    """The same file under a number that ``select`` does not need, closed on exec."""
-    if held.number >= _lowest_descriptor:
-        os.set_inheritable(held.number, False)
-        return held
-    lifted = _Descriptor(fcntl.fcntl(held.number, fcntl.F_DUPFD_CLOEXEC, _lowest_descriptor))
-    held.close()
-    return lifted
-
-
-def _examine(segment: int, fd: int, nbytes: int) -> None:
-    """Refuse what SharedArray would crash on, or what its maker could still cut short."""
-    total = os.fstat(fd).st_size
-    if total != nbytes + FOOTER.size or nbytes < 1:
-        fault = f"it has {total} bytes instead of {nbytes} and a footer of {FOOTER.size}"
-    elif os.pread(fd, FOOTER.size, nbytes) != footer.footer(nbytes):
-        fault = "its footer is not that of a segment of dsmfor"
-    elif _seals(fd) & _SEALS != _SEALS:
-        fault = "it is not sealed against shrinking and growing"
-    else:
-        return
-    raise DSMError(
-        f"descriptor {fd} is not segment {segment} of {nbytes} bytes: {fault}; "
-        "hand over the descriptor that segments.descriptor() gives"
-    )
-
-
-def _seals(fd: int) -> int:
-    try:
-        return fcntl.fcntl(fd, _F_GET_SEALS)
-    except OSError:  # not a file in memory
-        return 0
-
-
 def _prepare() -> None:
     """Before the first segment: have SharedArray, and descriptors above the user's if they fit."""
-    global _shared_array, _lowest_descriptor
-    if _shared_array is not None:
-        return
-    allowed = limits.raise_descriptor_limit()
-    _lowest_descriptor = _SELECTABLE if allowed == -1 or allowed >= 2 * _SELECTABLE else 0
-    _shared_array = footer.load()
+    global _shared_array
+    if _shared_array is None:
+        memfiles.prepare()
+        _shared_array = footer.load()

@@ -18,7 +18,7 @@ import itertools
 import os
 import threading
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -116,7 +116,7 @@ class Stage:
             ]
             self.segment = self.table[0][0]
             self.fixed = frozenset(
-                handle[1]
+                cast("int", handle[1])  # of a segment of our own, not of an arena
                 for handle, item in zip(self.table, self._items, strict=True)
                 if not item.array.flags.writeable
             )

@@ -124,6 +124,8 @@ class Outward:
 
     Attributes
     ----------
+    shared : list of ndarray
+        The arrays that went by handle: who lets go of them lets go of their memory.
     plain : dict of int to Plain
         The plain arrays that were met, by id, in the order of their numbers.
     """
@@ -139,6 +141,7 @@ class Outward:
         self.intents = intents
         self.everything_private = everything_private
         self.segments: set[int] = set()
+        self.shared: list[np.ndarray] = []
         self.plain: dict[int, Plain] = {}
         self.met: set[int] = set()  # ids of named arrays
         self._positions: dict[int, int] = {}
@@ -150,6 +153,7 @@ class Outward:
     def reset(self) -> None:
         """The dump begins anew."""
         self.segments.clear()
+        self.shared.clear()
         self.plain.clear()
         self.met.clear()
         self._positions.clear()
@@ -169,6 +173,7 @@ class Outward:
             if self._watched:
                 self._live.append(value)
             self.segments.add(handle[0])
+            self.shared.append(value)
             return arrays.rebuild, (handle,)
         free = intent is None or intent == "unnamed"
         if intent != "private" and (reduced := filemaps.by_file(value, intent)) is not None:

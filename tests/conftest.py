@@ -24,7 +24,7 @@ from types import ModuleType
 
 import pytest
 
-from dsmfor import staging
+from dsmfor import arenas, staging
 
 PATIENCE = 5.0
 """Seconds that a dying process or a housekeeping message may take to be gone."""
@@ -90,6 +90,7 @@ def what_is_left(before: Things) -> Things:
         gc.collect()
         staging.drop_spares()  # segments that are kept for the next call
         ask_engine("housekeep")
+        arenas.drop_spares()  # and the last arena, for arrays to come
         left = newer_than(before)
         if left:
             time.sleep(0.02)

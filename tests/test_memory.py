@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import dsmfor as dsm
-from dsmfor import staging
+from dsmfor import arenas, staging
 from dsmfor.engines import process
 
 MiB = 1 << 20
@@ -86,7 +86,12 @@ def until(condition: Callable[[], bool]) -> bool:
 
 def all_gone(old: set[str]) -> bool:
     """Whether no process of the team comes to hold any segment that is not old."""
-    return until(lambda: not any(segments_mapped(pid) - old for pid in workers()))
+
+    def gone() -> bool:
+        arenas.drop_spares()  # once nothing lies in an arena, it is only kept for arrays to come
+        return not any(segments_mapped(pid) - old for pid in workers())
+
+    return until(gone)
 
 
 def state() -> dict[str, list[int]]:

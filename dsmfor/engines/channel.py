@@ -10,19 +10,28 @@ import array
 import fcntl
 import os
 import pickle
+import resource
 import socket
 from collections.abc import Sequence
 from typing import Any
 
 from dsmfor._native.block import memfd, seal
-from dsmfor.errors import DSMError
+from dsmfor.errors import DSMError, SharedMemoryFull
 
-__all__ = ["MOST_DESCRIPTORS", "contents", "envelope", "lift", "pair", "receive", "send"]
+__all__ = ["MOST_DESCRIPTORS", "Lost", "contents", "envelope", "lift", "pair", "receive", "send"]
 
 MOST_DESCRIPTORS = 200  # in one letter; the kernel refuses more than 253
 _FIRST = 1024
 _INLINE = 32 * 1024
 _ANCILLARY = socket.CMSG_SPACE((MOST_DESCRIPTORS + 1) * array.array("i").itemsize)
+
+
+class Lost(SharedMemoryFull):
+    """A message came without all of its descriptors."""
+
+    def __init__(self, text: str, message: Any) -> None:
+        super().__init__(text)
+        self.message = message  # None if that was in a descriptor, too
 
 
 def lift(fd: int) -> int:
@@ -94,7 +103,7 @@ def receive(end: socket.socket) -> tuple[Any, list[int]] | None:
 
     Raises
     ------
-    DSMError
+    Lost
         Descriptors were lost because this process may open no more; the message cannot be used.
     """
     try:
@@ -109,9 +118,12 @@ def receive(end: socket.socket) -> tuple[Any, list[int]] | None:
     if flags & socket.MSG_CTRUNC:
         for fd in descriptors:
             os.close(fd)
-        raise DSMError(
-            "descriptors of shared arrays were lost: this process may open no more files; raise "
-            "the limit (ulimit -n) or hold fewer arrays at a time"
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        raise Lost(
+            f"process {os.getpid()} cannot take the shared arrays that it is sent: it may open "
+            f"{limit} descriptors and has not enough of them left; raise ulimit -n, close files or "
+            "use fewer arrays at a time (those below 1 MiB share a descriptor)",
+            None if not data or data[0] else pickle.loads(data[1:]),
         )
     if not data:
         return None

@@ -32,9 +32,10 @@ from dsmfor.errors import WorkerDied
 from dsmfor.outcome import Outcome, open_outcome
 from dsmfor.payload import Message
 
-__all__ = ["Crew", "Ended", "lost"]
+__all__ = ["Crew", "Ended", "leaving", "lost"]
 
 lost: deque[tuple[WardenLine, int]] = deque()  # crews to be disbanded by whoever has the guard
+leaving: deque[int] = deque()  # pidfds of workers that end and may not have ended
 
 _GRACE = 1.0  # seconds that a stopped rank has to acknowledge before it is killed
 _ATTEMPTS = 3  # to launch a region whose crew breaks before it starts
@@ -82,6 +83,7 @@ class Crew:
         self.epoch = 1
         self.closed = True  # until it has a block and a mailbox
         self.at_rest = True  # no rank is in a region
+        self.expected = False  # in quarantine.py, when it is idle
         self.lost = False  # somebody has died in this region before it had told its outcome
         self.workers: list[Worker | None] = []
         fd = Block.descriptor()
@@ -206,6 +208,7 @@ class Crew:
         self.block.watch([])
         for worker in self.workers:
             if worker:
+                leaving.append(worker.recruit.part())
                 self.line.dismiss(worker.recruit)
         self.workers.clear()
         self.relay.close()
@@ -265,6 +268,8 @@ class Crew:
             died = self.bury()
         outcomes = self.collect(size)
         failed = any(outcome is not None and outcome.failure is not None for outcome in outcomes)
+        if failed:
+            self.letters.review()
         if reason == "died" and not failed and not self.lost:
             reason = "none"  # the dead had ended the kernel, and so had all others
         elif died and reason != "timeout":

@@ -1,17 +1,18 @@
-"""A thread of the caller that hears of freed segments, and has idle workers let them go too.
+"""A thread of the caller that hears of freed memory, and has idle workers let it go too.
 
-The garbage collector tells of a freed segment in any thread, at any bytecode, perhaps while a lock
+The garbage collector tells of freed memory in any thread, at any bytecode, perhaps while a lock
 is held; so the telling is a deque and a write to an eventfd, and the acting is this thread's.
 
 Guarantees
 ----------
-- `note` takes no lock and waits for nothing.
+- `note` and `wake` take no lock and wait for nothing.
 - After `stop` neither thread nor descriptor is left.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -24,16 +25,18 @@ _BATCH = 0.05  # seconds: one letter tells of many
 
 
 class Housekeeper:
-    """Calls `act` soon after segments were noted as freed.
+    """Calls `act` soon after memory was freed.
 
     Parameters
     ----------
     act : callable
-        Called in the thread of the housekeeper.
+        Called in the thread of the housekeeper. It returns after how many seconds it wants to be
+        called again, whatever happens, or None.
     """
 
-    def __init__(self, act: Callable[[], object]) -> None:
+    def __init__(self, act: Callable[[], float | None]) -> None:
         self.freed: deque[int] = deque()
+        self.crowded = False  # very many blocks of arenas wait
         self._act = act
         self._stopping = threading.Event()
         self._wake = lift(os.eventfd(0, os.EFD_CLOEXEC))
@@ -52,12 +55,16 @@ class Housekeeper:
             os.eventfd_write(wake, 1)
 
     def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._wake, select.POLLIN)
+        again: float | None = None
         while True:
-            os.eventfd_read(self._wake)
-            self._stopping.wait(_BATCH)
+            if poll.poll(None if again is None else again * 1000):
+                os.eventfd_read(self._wake)
+                self._stopping.wait(_BATCH)
             if self._stopping.is_set():
                 return
-            self._act()
+            again = self._act()
 
     def stop(self) -> None:
         """End the thread."""

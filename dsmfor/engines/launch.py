@@ -58,6 +58,11 @@ class Recruit:
         if fd >= 0:
             os.close(fd)
 
+    def part(self) -> int:
+        """Give the pidfd away, to somebody who waits for the end."""
+        fd, self.pidfd = self.pidfd, -1
+        return fd
+
     def ended(self) -> bool:
         """Whether the process has ended."""
         return bool(_ready([self.pidfd], 0.0))

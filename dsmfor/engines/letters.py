@@ -21,11 +21,13 @@ from dsmfor import segments
 from dsmfor._native.block import LATE, Block, Page
 from dsmfor.engines.channel import MOST_DESCRIPTORS, send
 from dsmfor.engines.launch import Recruit, WardenLine
+from dsmfor.engines.pages import read_lacks
 from dsmfor.payload import Message
 
 __all__ = ["Letters", "Worker"]
 
 _MOST_UNREAD = 32
+_MOST_FREED = 2000  # in a letter, which so needs no descriptor and cannot be lost
 _PATIENCE = 10.0  # seconds in which an idle worker must read its letters
 
 
@@ -39,6 +41,8 @@ class Worker:
     segments: set[int] = field(default_factory=set)  # of the caller's that it maps
     made: set[int] = field(default_factory=set)  # that it made, and the caller has now
     settings: int = 0  # version of the settings that it follows
+    lacks: tuple[int, int] = (0, 0)  # letters it could not take, as far as we have heard
+    doubted: set[int] = field(default_factory=set)  # of `segments`, those it may not map
 
 
 class Letters:
@@ -125,7 +129,8 @@ class Letters:
             if skeleton.serial not in worker.skeletons:
                 self.send(rank, "skeleton", (skeleton.serial, skeleton.data))
                 worker.skeletons.add(skeleton.serial)
-            self.introduce(rank, worker, sorted(message.segments - worker.segments))
+            new = message.segments - (worker.segments - worker.doubted)
+            self.introduce(rank, worker, sorted(new))
         self.skeletons -= self.retired
         self.retired.clear()
         if size >= len(self.workers):
@@ -153,14 +158,30 @@ class Letters:
             if start + MOST_DESCRIPTORS < len(new):
                 self.await_read(rank)
         worker.segments.update(new)
+        worker.doubted.difference_update(new)
+
+    def review(self) -> None:
+        """After a failure: write again what workers had no descriptors to take."""
+        for worker in self.workers:
+            if worker is not None and (lacks := read_lacks(worker.page)) != worker.lacks:
+                if lacks[0] != worker.lacks[0]:
+                    worker.doubted |= worker.segments  # sent again before they are next needed
+                if lacks[1] != worker.lacks[1]:
+                    worker.settings = self.version = 0
+                    worker.skeletons.clear()
+                worker.lacks = lacks
+                self.newcomers()
 
     def let_go(self, freed: set[int]) -> bool:
         """Tell the workers that know them that segments are gone; whether any was told."""
         told = False
         for rank, worker in enumerate(self.workers):
             if worker is not None and (known := (worker.segments | worker.made) & freed):
-                self.send(rank, "free", sorted(known))
+                freed_here = sorted(known)
+                for start in range(0, len(freed_here), _MOST_FREED):
+                    self.send(rank, "free", freed_here[start : start + _MOST_FREED])
                 worker.segments -= known
+                worker.doubted -= known
                 worker.made -= known
                 told = True
         self.segments -= freed

@@ -2,8 +2,8 @@
 
 A page is written by one process and read by others (`_native.block.Page`). The mailbox is the
 caller's: a head, then one region's message. Every worker has a page: its outcome, the two halves
-that `single` alternates between, and one area per loop slot for `cancel`. When an area may be
-written again is PROTOCOL.md, section 5.
+that `single` alternates between, one area per loop slot for `cancel`, and what it has to tell the
+caller about memory. When an area may be written again is PROTOCOL.md, sections 5 and 7.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import struct
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dsmfor import segments
 from dsmfor._native.block import Block, Page
 from dsmfor.engines.channel import contents, envelope, receive, send
-from dsmfor.errors import DSMError
+from dsmfor.errors import DSMError, SharedMemoryFull
 from dsmfor.outcome import Stop
 from dsmfor.pickling import dump, load
 from dsmfor.transit import Homeward
@@ -30,19 +33,30 @@ __all__ = [
     "PAGE",
     "Areas",
     "Broker",
+    "MOST_BLOCKS",
     "Mailbox",
     "read_body",
     "read_head",
+    "read_held",
+    "read_lacks",
+    "write_held",
+    "write_lacks",
 ]
 
 MAILBOX = 128 * 1024
 OUTCOME = 64 * 1024  # bytes of a page that belong to the outcome, from its start
 _AREA = 8 * 1024
 _AREAS = 2 + 8  # exchanges, loop slots
-PAGE = OUTCOME + _AREAS * _AREA
+_LACKS = OUTCOME + _AREAS * _AREA  # how many letters were lost, for want of descriptors
+_ANSWER = (
+    _LACKS + 8
+)  # number of the last question about blocks of arenas, and which of them it holds
+MOST_BLOCKS = 8 * (_AREA - 16)  # in one question: a bit each
+PAGE = _LACKS + _AREA
 
 _HEAD = struct.Struct("=QQQQ")  # epoch, length of the message or ELSEWHERE, edition, seed
 _LENGTH = struct.Struct("=Q")
+_COUNTS = struct.Struct("=II")
 ELSEWHERE = (1 << 64) - 1  # the bytes did not fit and travel in a memfd
 
 
@@ -86,6 +100,30 @@ def read_head(mailbox: Page, epoch: int) -> tuple[int, int, int]:
 def read_body(mailbox: Page, length: int) -> bytes:
     """The message itself."""
     return mailbox.read(_HEAD.size, length)
+
+
+def write_held(page: Page, question: int, held: NDArray[np.bool_]) -> None:
+    """A worker's answer about blocks, in the order in which it was asked."""
+    page.write(_ANSWER, _LENGTH.pack(question) + np.packbits(held).tobytes())
+
+
+def read_held(page: Page, question: int, count: int) -> NDArray[np.bool_]:
+    """The answer about `count` blocks; to a question that was lost: maybe all of them."""
+    if _LENGTH.unpack(page.read(_ANSWER, _LENGTH.size)) != (question,):
+        return np.ones(count, np.bool_)
+    bits = np.frombuffer(page.read(_ANSWER + _LENGTH.size, -(-count // 8)), np.uint8)
+    return np.unpackbits(bits, count=count).astype(np.bool_)
+
+
+def write_lacks(page: Page, counts: tuple[int, int]) -> None:
+    """How many letters a worker has not been able to take: with segments, with other things."""
+    page.write(_LACKS, _COUNTS.pack(*counts))
+
+
+def read_lacks(page: Page) -> tuple[int, int]:
+    """How many letters the worker has not been able to take: with segments, with other things."""
+    segments, others = _COUNTS.unpack(page.read(_LACKS, _COUNTS.size))
+    return segments, others
 
 
 class Broker:
@@ -140,7 +178,13 @@ class Broker:
             letter = None
         if letter is None:
             os._exit(1)  # the warden has gone, and we go with it
-        return letter[1]
+        (answer, _), descriptors = letter
+        if answer == "full":
+            raise SharedMemoryFull(
+                "the warden cannot keep the array that a worker made for its peers: it has no "
+                "descriptor left; raise ulimit -n, or make fewer arrays in kernels"
+            )
+        return descriptors
 
     @contextlib.contextmanager
     def shielded(self) -> Iterator[None]:

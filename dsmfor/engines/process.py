@@ -20,10 +20,12 @@ import os
 import threading
 import weakref
 
-from dsmfor import segments, staging
-from dsmfor.engines.crew import Crew, Ended, lost
+from dsmfor import arenas, segments, staging
+from dsmfor._native.block import DONE
+from dsmfor.engines.crew import Crew, Ended, leaving, lost
 from dsmfor.engines.housekeeping import Housekeeper
 from dsmfor.engines.launch import WardenGone, WardenLine
+from dsmfor.engines.quarantine import Quarantine, see_off
 from dsmfor.errors import DSMError, WorkerDied
 from dsmfor.payload import Message, retired
 
@@ -37,6 +39,8 @@ _crews: weakref.WeakSet[Crew] = weakref.WeakSet()  # all; one that nobody holds 
 _numbers = iter(range(1, 1 << 62))
 _line: WardenLine | None = None
 _keeper: Housekeeper | None = None
+_quarantine = Quarantine()
+_SOON, _LATER = 0.05, 1.0  # seconds until an answer is there, and until held blocks are asked about
 _owner = os.getpid()
 
 
@@ -123,6 +127,7 @@ def _prepare(size: int) -> Crew:
     if _pending():
         _spread()
     _disband_lost()
+    see_off()
     for crew in [crew for crew in _idle if crew.letters.spoilt]:
         _idle.remove(crew)
         crew.disband()
@@ -160,10 +165,14 @@ def _give_back(crew: Crew) -> None:
             return  # the warden's end took it
         if crew.line is not _line or not crew.at_rest:
             crew.disband()
+            if _keeper is not None:
+                _keeper.wake()  # to see its workers off
             if crew.line is not _line and not _serving(crew.line):
                 crew.line.stop()  # of a warden that has gone since
             return
         _idle.append(crew)
+        if crew.expected:
+            _ring(_quarantine.turn([crew], _living()))
         if _pending() and _keeper is not None:
             _keeper.wake()
 
@@ -174,8 +183,9 @@ def _start() -> None:
     segments.set_reclaimer(_reclaim)
     segments.set_resolver(_resolve)
     if _keeper is None:
-        _keeper = Housekeeper(lambda: housekeep(wait=False))
+        _keeper = Housekeeper(_keep)
         segments.on_free(_note_freed)
+        arenas.listen(_note_blocks)
 
 
 def _reclaim() -> None:
@@ -185,8 +195,8 @@ def _reclaim() -> None:
 
 
 def _pending() -> bool:
-    """Whether workers may hold segments that the caller has freed."""
-    return _keeper is not None and bool(_keeper.freed)
+    """Whether workers may hold much that the caller has freed."""
+    return _keeper is not None and (bool(_keeper.freed) or _keeper.crowded)
 
 
 def _forget(lost: Crew | None = None) -> None:
@@ -235,8 +245,25 @@ def _note_freed(segment: int) -> None:
         keeper.note(segment)
 
 
+def _note_blocks(what: int) -> None:
+    """Likewise."""
+    keeper = _keeper
+    if keeper is not None:
+        if what & arenas.CROWDED:
+            keeper.crowded = True
+        keeper.wake()
+
+
+def _keep() -> float | None:
+    """What the housekeeper does; when to do it again."""
+    housekeep(wait=False)
+    if _quarantine.asking:
+        return _SOON
+    return _LATER if _quarantine.waiting else None
+
+
 def housekeep(*, wait: bool = True) -> None:
-    """Make idle workers let go of every segment that the caller has let go.
+    """Make idle workers let go of everything that the caller has let go, and free what none holds.
 
     Parameters
     ----------
@@ -246,20 +273,36 @@ def housekeep(*, wait: bool = True) -> None:
     with _guard, contextlib.suppress(WardenGone):
         _disband_lost()
         told = _spread()
-        for crew in told if wait else []:
-            for rank, worker in enumerate(crew.workers):
-                if worker is not None:
-                    crew.block.await_read(rank, 1.0)
+        while told and wait:
+            read = [
+                crew.block.await_read(rank, 1.0) == DONE
+                for crew in told
+                for rank, worker in enumerate(crew.workers)
+                if worker is not None
+            ]
+            told = _spread()  # what they have answered may free more
+            if not all(read):  # somebody is stopped, or has died: the next region finds out
+                break
+        if arenas.tidy() and wait:
+            _spread()
+
+
+def _ring(crews: list[Crew]) -> None:
+    for crew in crews:
+        crew.block.ring()
 
 
 def _spread() -> list[Crew]:
     """Tell idle crews what was freed. A busy one hears it when it is idle again."""
+    if _keeper is not None:
+        _keeper.crowded = False
     freed = set()
     while _keeper is not None and _keeper.freed:
         freed.add(_keeper.freed.popleft())
     told: list[Crew] = []
+    asked = _quarantine.turn(_idle, _living())
     for crew in _idle:
-        if crew.letters.let_go(freed):
+        if crew.letters.let_go(freed) or crew in asked:
             crew.block.ring()
             told.append(crew)
     for crew in _busy():
@@ -300,6 +343,8 @@ def shutdown() -> None:
         line, _line = _line, None
         if line is not None:
             line.stop()
+        arenas.listen(None)  # nobody is left who could see what this process lets go
+        see_off()
     if keeper is not None:  # without the guard, for which its thread may be waiting
         keeper.stop()
 
@@ -318,8 +363,9 @@ def _at_exit() -> None:
 
 def _after_fork() -> None:
     """In a child of the caller: the crews are the parent's; what is called here starts others."""
-    global _guard, _owner, _keeper, _line
+    global _guard, _owner, _keeper, _line, _quarantine
     _guard = threading.RLock()
+    _quarantine = Quarantine()
     _owner = os.getpid()
     if _keeper is not None:
         _keeper.close()
@@ -332,6 +378,8 @@ def _after_fork() -> None:
         crew.close()
     for line in lines.values():
         line.close()
+    while leaving:
+        os.close(leaving.popleft())
     _idle.clear()
     _line = None
 

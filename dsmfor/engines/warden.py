@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import select
 import signal
 import socket
@@ -31,6 +32,7 @@ from dsmfor.engines import worker
 from dsmfor.engines.channel import pair, receive, send
 from dsmfor.engines.streams import turnstile
 from dsmfor.engines.surroundings import redirect
+from dsmfor.errors import SharedMemoryFull
 
 __all__ = ["main"]
 
@@ -111,7 +113,10 @@ class Warden:
     # -- the caller ----------------------------------------------------------------------------
 
     def on_caller(self) -> None:
-        letter = receive(self.caller)
+        try:
+            letter = receive(self.caller)
+        except SharedMemoryFull:  # a new crew's; who asks for its workers hears of it
+            return
         if letter is None:
             self.end()
             return
@@ -152,7 +157,12 @@ class Warden:
 
     def spawn(self, number: int, rank: int, incarnation: int, epoch: int) -> None:
         """Fork a worker for a rank of a crew, and send the caller its socket and pidfd."""
-        crew = self.crews[number]
+        crew = self.crews.get(number)
+        if crew is None:
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            why = f"the warden may open {limit} descriptors, and has none left"
+            self.tell("failed", incarnation, rank, why)
+            return
         parent = os.getpid()
         ends: list[socket.socket] = []
         try:
@@ -254,7 +264,12 @@ class Warden:
 
     def on_worker(self, ward: _Ward) -> None:
         """A worker puts a descriptor here for others, gets one, or drops its own."""
-        letter = receive(ward.end)
+        try:
+            letter = receive(ward.end)
+        except SharedMemoryFull:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                send(ward.end, ("full", None))
+            return
         if letter is None:  # it is dying: the pidfd says when
             self.ignore(ward.end.fileno())
             return

@@ -21,15 +21,25 @@ from typing import Any
 import numpy as np
 import threadpoolctl
 
-from dsmfor import segments
+from dsmfor import arenas, segments
 from dsmfor._native.block import PHASES, Block, Page, die_with_parent
 from dsmfor._native.member import Member
-from dsmfor.engines.channel import contents, envelope, receive, send
+from dsmfor.engines.channel import Lost, contents, envelope, receive, send
 from dsmfor.engines.pages import ELSEWHERE as BY_LETTER
-from dsmfor.engines.pages import MAILBOX, OUTCOME, PAGE, Areas, Broker, read_body, read_head
+from dsmfor.engines.pages import (
+    MAILBOX,
+    OUTCOME,
+    PAGE,
+    Areas,
+    Broker,
+    read_body,
+    read_head,
+    write_held,
+    write_lacks,
+)
 from dsmfor.engines.streams import Streams
 from dsmfor.engines.surroundings import redirect, set_filters, set_numerics
-from dsmfor.errors import DSMError
+from dsmfor.errors import DSMError, SharedMemoryFull
 from dsmfor.hints import note_read_only
 from dsmfor.outcome import Outcome, Stop, describe_failure
 from dsmfor.payload import Parcel
@@ -119,8 +129,10 @@ class Worker:
         self.replicas: dict[int, Replica] = {}
         self.edition = 0  # of the message that `order` was made of
         self.order: _Order | None = None
-        self.mapped: dict[int, np.ndarray] = {}  # roots of the caller's segments
+        self.mapped: dict[int, object] = {}  # what keeps the caller's segments mapped
         self.freed: deque[int] = deque()  # segments of ours that are gone
+        self.lacking = ""  # why the last letter was not taken
+        self.lacks = (0, 0)  # how many were not, with segments and with other things
         self.bulk: int | None = None  # descriptor of a message that did not fit the mailbox
         self.blas: int | None = 1
         self.environ: dict[str, str] = {}  # the caller's
@@ -163,20 +175,46 @@ class Worker:
     # -- letters -------------------------------------------------------------------------------
 
     def read_letter(self) -> None:
-        letter = receive(self.caller)
-        if letter is None:
-            os._exit(0)
-        (verb, body), descriptors = letter
+        try:
+            letter = receive(self.caller)
+        except Lost as error:
+            verb, _ = error.message or ("", None)
+            self.lack(error, segments=verb != "settings", others=verb in ("", "settings"))
+        else:
+            if letter is None:
+                os._exit(0)
+            (verb, body), descriptors = letter
+            self.obey(verb, body, descriptors)
+        self.block.letter_read(self.rank)
+
+    def lack(self, error: SharedMemoryFull, *, segments: bool, others: bool) -> None:
+        """A letter could not be taken: the next region says so, and the caller writes again."""
+        self.lacking = str(error)
+        self.lacks = (self.lacks[0] + segments, self.lacks[1] + others)
+        write_lacks(self.page, self.lacks)
+
+    def obey(self, verb: str, body: Any, descriptors: list[int]) -> None:
         if verb == "segments":
             for (segment, nbytes), fd in zip(body, descriptors, strict=True):
-                self.mapped[segment] = segments.adopt(segment, fd, nbytes)
+                try:
+                    self.mapped[segment] = arenas.adopt(segment, fd, nbytes)
+                except SharedMemoryFull as error:
+                    self.lack(error, segments=True, others=False)
         elif verb == "free":
             for segment in body:
                 self.mapped.pop(segment, None)
+                arenas.forget(segment)
                 self.broker.exported.pop(segment, None)
             if any(segments.root(segment) is not None for segment in body):
                 gc.collect()  # held by a cycle, or by the user's own globals
             self.drop_freed()
+        elif verb == "held?":
+            question, blocks = body
+            held = arenas.held(blocks)
+            if held.any():
+                gc.collect()  # likewise
+                held = arenas.held(blocks)
+            write_held(self.page, question, held)
         elif verb == "forget":
             for serial in body:
                 self.skeletons.pop(serial, None)
@@ -193,7 +231,6 @@ class Worker:
         elif verb == "message":
             self.drop_bulk()
             self.bulk = descriptors[0]
-        self.block.letter_read(self.rank)
 
     def apply(self, settings: dict[str, Any]) -> None:
         """Follow what has changed of the caller's surroundings."""
@@ -286,6 +323,9 @@ class Worker:
             self.broker.take_back()
         try:
             block.phase(self.rank, _UNPICKLING)
+            if self.lacking:
+                lacking, self.lacking = self.lacking, ""
+                raise SharedMemoryFull(lacking)
             length, edition, seed = read_head(self.mailbox, epoch)
             order = self.order
             if order is None or edition != self.edition:
