@@ -11,6 +11,7 @@
     └── RegionTimeout        (also a TimeoutError) the region's time ran out
 
     PerformanceWarning       (a UserWarning) a call is right, and slower than it needs to be
+    MisuseWarning            (a SyntaxWarning) a kernel's source uses a loop as if it were a range
 
 An exception that the kernel raises is none of these: it comes back to the caller as itself.
 Bad arguments raise Python's own ``TypeError`` and ``ValueError``.
@@ -23,6 +24,7 @@ __all__ = [
     "BarrierBroken",
     "DSMError",
     "LostWriteError",
+    "MisuseWarning",
     "PerformanceWarning",
     "RegionError",
     "RegionTimeout",
@@ -84,6 +86,15 @@ class SharedMemoryFull(DSMError, MemoryError):
 
 class RegionTimeout(DSMError, TimeoutError):
     """The region did not end within its ``timeout``; its slow workers were replaced."""
+
+
+class MisuseWarning(SyntaxWarning):
+    """The source of a kernel uses a loop in a way that cannot do what it says.
+
+    Issued when the function is decorated, for the line that it is about. It is a `SyntaxWarning`,
+    as Python's own about ``"a" is b``: the text is doubtful whatever the data are, it is known
+    before anything runs, and it is shown unless filters say otherwise.
+    """
 
 
 class RemoteTraceback(DSMError):

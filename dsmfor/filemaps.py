@@ -99,8 +99,8 @@ def _from_file(
 def _memory_map(value: np.ndarray) -> np.memmap | None:
     """The memory map that an array is a view of."""
     found: Any = value
-    while isinstance(found, np.ndarray):
+    while found is not None:
         if isinstance(found, np.memmap) and getattr(found, "_mmap", None) is not None:
             return found
-        found = found.base
+        found = getattr(found, "base", None)  # that of as_strided is no array, and has a base
     return None

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from types import FunctionType
 from typing import Any, Generic, ParamSpec, overload
 
-from dsmfor import region
+from dsmfor import misuse, region
 from dsmfor.engines import serial
 from dsmfor.options import Options, check_names, engine, override, resolve, workers
 from dsmfor.payload import Kernel
@@ -22,7 +22,7 @@ from dsmfor.reduction import Reduce, fold
 from dsmfor.report import Report
 from dsmfor.schedules import Schedule
 from dsmfor.sharing import Sharing
-from dsmfor.team import Settings, current
+from dsmfor.team import Settings, outside
 
 __all__ = ["Parallel", "parallel"]
 
@@ -71,9 +71,8 @@ class Parallel(Generic[P]):
         """Run the kernel on its team."""
         options = resolve(self._options, self._choices)
         arguments = self._bound + args if self._bound else args
-        team = current()
         core = self._core
-        if self._here or not team.orphan or engine(options) == "serial":
+        if self._here or not outside() or engine(options) == "serial":
             size = 1
             values = self._run_here(arguments, kwargs, options)
         else:
@@ -287,7 +286,9 @@ def parallel(
     )
 
     def decorate(function: Any) -> Parallel[...]:
-        return Parallel(_Core(_check_kernel(function), shared, private), options)
+        kernel: Parallel[...] = Parallel(_Core(_check_kernel(function), shared, private), options)
+        misuse.warn(function)
+        return kernel
 
     if function is None:
         return decorate

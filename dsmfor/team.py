@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 
     from dsmfor.schedules import Schedule
 
-__all__ = ["Carrier", "Settings", "Team", "check_creation", "current", "enter", "solo"]
+__all__ = [
+    "Carrier",
+    "Settings",
+    "Team",
+    "check_creation",
+    "confine",
+    "current",
+    "enter",
+    "outside",
+    "solo",
+]
 
 
 class Settings(NamedTuple):
@@ -97,6 +107,28 @@ class _Here(threading.local):
 
 
 _here = _Here()
+_ranks_thread: int | None = None  # in a worker: the one thread that can be a rank
+
+
+def confine() -> None:
+    """Make this process a worker: no thread of it but this one is, or gets, a team."""
+    global _ranks_thread
+    _ranks_thread = threading.get_ident()
+
+
+def outside() -> bool:
+    """Whether a kernel that is called now gets workers: not inside another, nor in a worker."""
+    return _here.team is None and _ranks_thread is None
+
+
+def _check_thread() -> None:
+    """Refuse threads that a kernel started: they would act as a team of one, in every rank."""
+    if _ranks_thread is not None and threading.get_ident() != _ranks_thread:
+        raise RegionError(
+            f"thread {threading.current_thread().name!r}, which a kernel started, called dsmfor: "
+            "only the thread that runs the kernel is a rank of the team. Call prange, barrier and "
+            "the like there, and hand plain indices or arrays to threads"
+        )
 
 
 def current() -> Team:
@@ -104,6 +136,7 @@ def current() -> Team:
     team = _here.team
     if team is not None:
         return team
+    _check_thread()
     if _here.alone is None:
         _here.alone = solo(orphan=True)
     return _here.alone
@@ -130,7 +163,9 @@ def check_creation(function: str) -> None:
         Called by a rank of a region, outside `single`.
     """
     team = _here.team
-    if team is not None and not team.making and team.size > 1:
+    if team is None:
+        _check_thread()
+    elif not team.making:
         raise RegionError(
             f"dsm.{function} was called inside a kernel by rank {team.rank} of {team.size}: every "
             f"rank would get an array of its own. Make it before the call, or once for all with "
@@ -140,7 +175,9 @@ def check_creation(function: str) -> None:
 
 def _leave_region() -> None:
     """In a child that was forked inside a kernel: it is no rank of the team."""
+    global _ranks_thread
     _here.team = None
+    _ranks_thread = None
 
 
 os.register_at_fork(after_in_child=_leave_region)

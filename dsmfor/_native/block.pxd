@@ -32,6 +32,7 @@ cdef extern from "control.h" nogil:
         int32_t phase, line
         int64_t number, n, chunk
         int32_t schedule, at
+        uint32_t waits
         int64_t low, high
 
     ctypedef struct dsm_control:
@@ -39,6 +40,7 @@ cdef extern from "control.h" nogil:
         uint64_t reason, base
         int32_t size, linger
         dsm_slot slots[8]
+        dsm_lock locks[1024]
         dsm_rank ranks[1024]
 
     uint32_t LOAD(uint32_t *p)
@@ -62,15 +64,19 @@ cdef extern from "control.h" nogil:
     void dsm_done(dsm_control *b, int32_t rank, uint64_t epoch)
     int dsm_arrive(dsm_control *b, int32_t rank, int32_t size, uint64_t signature)
     int dsm_finish(dsm_control *b, int32_t rank, uint64_t history)
-    int dsm_take(uint32_t *word, int32_t rank, int waited, uint32_t *seen)
-    void dsm_give(uint32_t *word)
-    dsm_lock *dsm_named(dsm_control *b, uint64_t n0, uint64_t n1)
     uint64_t dsm_mix(uint64_t h, uint64_t v)
     bint dsm_stuck(dsm_control *b, int32_t size, uint64_t number)
     uint64_t dsm_glance(const dsm_slot *s)
     void dsm_leave(dsm_control *b, uint32_t number, int32_t size, int stealing)
-    int64_t dsm_taken(dsm_rank *owner, int slot)
     int64_t dsm_steal(dsm_rank *victim, int slot, int64_t length, int owner)
+    int64_t dsm_taken(dsm_rank *owner, int slot)
+
+
+cdef extern from "locks.h" nogil:
+    int dsm_take(uint32_t *word, int32_t rank, int waited, uint32_t *seen)
+    int dsm_knotted(dsm_control *b, int32_t rank, int32_t *knot)
+    void dsm_give(uint32_t *word)
+    dsm_lock *dsm_named(dsm_control *b, uint64_t n0, uint64_t n1)
 
 
 cdef class Block:

@@ -84,6 +84,8 @@ typedef struct {
     int32_t line;             /* rank: source line of the loop, barrier or lock it is at */
     int64_t number, n, chunk; /* rank: the loop it began last */
     int32_t schedule, at;
+    uint32_t waits;                    /* rank: number of the lock it waits for, plus 1; else 0 */
+    uint32_t unused;
     int64_t low, high;                 /* rank: iterations of the chunk it took last */
     uint64_t steal[DSM_RING] DSM_LINE; /* front 32 | back 32 of its own share, one per slot */
 } dsm_rank;
@@ -325,49 +327,6 @@ static inline int dsm_finish(dsm_control *b, int32_t rank, uint64_t history)
         return DSM_PASS;
     dsm_poison(b, DSM_DIVERGED, rank);
     return DSM_CLASH;
-}
-
-/* -- locks ------------------------------------------------------------------------------------- */
-
-/* One try: 1 taken, 0 not (then `*seen` is the word to sleep on, marked as waited for), -1 broken. */
-static inline int dsm_take(uint32_t *word, int32_t rank, int waited, uint32_t *seen)
-{
-    uint32_t mine = (uint32_t)(rank + 1) << 2 | (waited ? 2u : 0u); /* others may still sleep */
-    for (;;) {
-        uint32_t v = 0; /* anew each time: a failed CAS leaves the owner's word in it */
-        if (CAS(word, &v, mine))
-            return 1;
-        if (v & DSM_BROKEN)
-            return -1;
-        if (v == 0)
-            continue;
-        uint32_t marked = v | 2;
-        if (v == marked || CAS(word, &v, marked)) {
-            *seen = marked;
-            return 0;
-        }
-    }
-}
-
-static inline void dsm_give(uint32_t *word)
-{
-    uint32_t v = __atomic_fetch_and(word, DSM_BROKEN, __ATOMIC_SEQ_CST);
-    if (v & 2)
-        dsm_wake(word, 1, DSM_ANYONE);
-}
-
-/* Under the table's lock: the lock of that name, made if new; NULL when the table is full.
- * Names are compared whole: two names never share a lock (they would deadlock when nested). */
-static inline dsm_lock *dsm_named(dsm_control *b, uint64_t n0, uint64_t n1)
-{
-    for (uint32_t i = 0; i < b->used; i++)
-        if (b->locks[i].name[0] == n0 && b->locks[i].name[1] == n1)
-            return &b->locks[i];
-    if (b->used == DSM_LOCKS)
-        return NULL;
-    b->locks[b->used].name[0] = n0;
-    b->locks[b->used].name[1] = n1;
-    return &b->locks[b->used++];
 }
 
 /* -- loops ------------------------------------------------------------------------------------- */

@@ -5,7 +5,7 @@ engines/PROTOCOL.md, section 5. Arguments are checked in dsmfor/loops.py.
 
 Guarantees
 ----------
-- An iterator that has seen its end never claims again, nor does one of another region.
+- An iterator that has seen its end never claims again; one of another region is refused.
 - One that dies before its end tells the team at once, with its line: nobody waits for it.
 - Before every iteration two words are read, no lock is taken and no system call is made.
 """
@@ -25,6 +25,24 @@ from dsmfor._native.plan cimport (
 
 cdef enum:
     NEW, RUNNING, FINISHED
+
+
+cdef class Span:
+    """What a loop runs over, for messages: they may come when the loop is gone."""
+
+    cdef str name
+    cdef int64_t first, step
+    cdef tuple shape, tile
+
+    def text(self, n):
+        text = f"{self.name}, n={n}"
+        if self.tile is not None:
+            return f"{text}, shape {self.shape} in tiles of {self.tile}"
+        if self.shape is not None:
+            return f"{text}, shape {self.shape}"
+        if self.first == 0 and self.step == 1:
+            return text
+        return f"{text}, {range(self.first, self.first + n * self.step, self.step)}"
 
 
 @cython.no_gc_clear  # the dealloc below needs the member
@@ -58,6 +76,8 @@ cdef class Loop:
     # Of the subclasses, and declared here because the dealloc below still needs them.
     cdef readonly tuple shape, extent, tile
 
+    name = "prange"
+
     def __init__(self, Member member not None, Plan plan not None, int64_t first, int64_t step,
                  int line, code, bint nowait):
         self.m = member
@@ -71,6 +91,30 @@ cdef class Loop:
 
     def __iter__(self):
         return self
+
+    # What a range has and a loop has not. list() asks for a length too, and takes TypeError for none.
+
+    def __len__(self):
+        raise TypeError(f"{self.name} has no len(): its n={self.plan.n} iterations are dealt out "
+                        f"to a team of {self.m.size}. Use n for all of them, or len(dsm.split(n)) "
+                        "for this worker's share")
+
+    def __getitem__(self, _):
+        raise TypeError(f"{self.name} cannot be indexed: its n={self.plan.n} iterations are dealt "
+                        f"out to a team of {self.m.size}. Use range(n)[i], or dsm.split(n)[i] for "
+                        "the i-th of this worker's share")
+
+    def __reversed__(self):
+        raise TypeError(f"{self.name} cannot be reversed: its n={self.plan.n} iterations are dealt "
+                        f"out to a team of {self.m.size}. Give it a negative step")
+
+    def __bool__(self):
+        return True
+
+    def __reduce__(self):
+        raise TypeError(f"{self.name} cannot be copied, captured, passed or returned: every worker "
+                        f"has a share of its own. Call {self.name} in the kernel, where its for "
+                        "stands")
 
     def forsake(self):
         """The region is over: yield nothing any more."""
@@ -97,11 +141,27 @@ cdef class Loop:
         r.chunk = self.plan.chunk
         r.schedule = self.plan.kind
         r.number = <int64_t>self.m.loops
-        self.number = self.m.enter_loop(<void *>self, dsm_mix(digest, self.plan.key), self.line)
+        self.m.span = self.span()
+        digest = dsm_mix(self.form(dsm_mix(digest, self.plan.key)), self.first)
+        digest = dsm_mix(digest, self.step)
+        self.number = self.m.enter_loop(<void *>self, digest, self.line)
         self.slot = &self.m.block.b.slots[self.number % DSM_RING]
         self.quiet = <uint32_t>self.number << 1
         self.state = RUNNING
         return 0
+
+    cdef uint64_t form(self, uint64_t digest):
+        """`digest` with all in it that the ranks must agree on besides numbers."""
+        return digest
+
+    cdef Span span(self):
+        cdef Span span = Span.__new__(Span)
+        span.name = self.name
+        span.first = self.first
+        span.step = self.step
+        span.shape = self.shape if self.extent is None else self.extent
+        span.tile = self.tile
+        return span
 
     cdef int64_t claim(self) noexcept nogil:
         """The number of a chunk that is now this rank's, or -1."""
@@ -146,12 +206,12 @@ cdef class Loop:
         cdef int64_t k
         cdef uint64_t seen
         cdef dsm_rank *r
-        if self.state == FINISHED:
-            return 0
-        if self.epoch != self.m.epoch:
+        if self.epoch != self.m.epoch:  # finished or not: a silent end would skip the body
             self.forsake()
             raise RegionError(f"the loop of line {self.line} belongs to a region that has ended: "
-                              "call prange where its for stands")
+                              f"call {self.name} where its for stands")
+        if self.state == FINISHED:
+            return 0
         if self.state == NEW:
             self.begin()
         seen = dsm_glance(self.slot)
@@ -178,6 +238,8 @@ cdef class Loop:
         m.open = NULL
         m.last = None
         if not self.nowait:
+            if m.held:
+                m.check(f"the end of the loop of line {self.line}")
             m.meet(1, self.line, 0.0)
         m.collect_cancel(self.number)
         STORE64(&m.block.b.ranks[m.rank].through, self.number + 1)
@@ -222,10 +284,15 @@ cdef class Indices(Loop):
 cdef class Slices(Loop):
     """`pslices(start, stop, step)`: one slice for each chunk."""
 
+    name = "pslices"
+
     def __next__(self):
         if not self.advance():
             raise StopIteration
         return self.cut()
+
+    cdef uint64_t form(self, uint64_t digest):
+        return dsm_mix(digest, 1)
 
     cdef slice cut(self):
         cdef int64_t a = self.first + self.i * self.step
@@ -246,6 +313,12 @@ cdef class Tuples(Loop):
     def __init__(self, member, plan, tuple shape, line, code, nowait):
         Loop.__init__(self, member, plan, 0, 1, line, code, nowait)
         self.shape = shape
+
+    cdef uint64_t form(self, uint64_t digest):
+        cdef int64_t extent
+        for extent in self.shape:
+            digest = dsm_mix(digest, 2 + <uint64_t>extent)
+        return dsm_mix(digest, 2)
 
     cdef tuple at(self, int64_t i):
         cdef list index = [0] * len(self.shape)
@@ -273,10 +346,18 @@ cdef class Tuples(Loop):
 cdef class Tiles(Tuples):
     """`ptiles(shape, tile)`: tuples of slices over a grid of tiles; `shape` counts the tiles."""
 
+    name = "ptiles"
+
     def __init__(self, member, plan, tuple grid, tuple extent, tuple tile, line, code, nowait):
         Tuples.__init__(self, member, plan, grid, line, code, nowait)
         self.extent = extent
         self.tile = tile
+
+    cdef uint64_t form(self, uint64_t digest):
+        cdef int64_t extent
+        for extent in self.extent + self.tile:
+            digest = dsm_mix(digest, 3 + <uint64_t>extent)
+        return dsm_mix(digest, 3)
 
     cdef tuple cut(self, int64_t i):
         cdef list slices = []

@@ -14,6 +14,7 @@ cdef class Member:
     cdef uint64_t history            # running hash over every loop begun
     cdef uint32_t exchanges          # how many values were handed round
     cdef void *open                  # the Loop whose body this rank is in (borrowed), or NULL
+    cdef object span                 # of the loop begun last, for messages
     cdef object fault                # (text, line, code) of a loop left early, or None
     cdef object last                 # (index text, line, code) of the loop last left, for notes
     cdef object value                # what the last loop was cancelled with, or None

@@ -33,6 +33,7 @@ cdef class Lock:
     """A named lock of the team, held in a ``with`` block; see `dsmfor.critical`."""
 
     cdef Member member
+    cdef dsm_lock *entry
     cdef uint32_t *word
     cdef readonly str name
     cdef uint64_t epoch
@@ -53,14 +54,42 @@ cdef class Lock:
                               "for itself: leave the outer block first, or give the inner one "
                               "another name")
         m.place(DSM_AT_LOCK, AT_CRITICAL, 0)
-        while r == 0:
-            m.wait(self.word, seen, 0.0)
-            r = dsm_take(self.word, m.rank, 1, &seen)
+        STORE(&m.block.b.ranks[m.rank].waits, self.number())
+        try:
+            while r == 0:
+                m.wait(self.word, seen, 0.0)
+                r = dsm_take(self.word, m.rank, 1, &seen)
+                if r == 0:
+                    self.check_knot()
+        finally:
+            STORE(&m.block.b.ranks[m.rank].waits, 0)
         if r < 0:
             m.released()
         m.held += 1
         m.block.b.ranks[m.rank].phase = DSM_COMPUTING
         return self
+
+    cdef check_knot(self):
+        """Fail the region if ranks wait for each other's locks."""
+        cdef Member m = self.member
+        cdef dsm_control *b = m.block.b
+        cdef int32_t knot[1024]
+        cdef int n = dsm_knotted(b, m.rank, knot)
+        cdef int i
+        if n == 0:
+            return
+        ring = [knot[i] for i in range(n)]
+        names = {(<Lock>lock).number(): repr(lock) for lock in m.locks.values()}
+        waits = "; ".join(
+            f"rank {r} waits for {names.get(b.ranks[r].waits, 'a critical block')}"
+            f", which rank {o} holds" for r, o in zip(ring, [*ring[1:], ring[0]]))
+        dsm_poison(b, DSM_RAISED, m.rank)
+        raise RegionError(f"critical blocks are entered in different orders, and would wait for "
+                          f"each other for ever: {waits}. Enter nested critical blocks in the same "
+                          "order everywhere")
+
+    cdef uint32_t number(self):
+        return <uint32_t>(self.entry - self.member.block.b.locks) + 1
 
     def __exit__(self, *exc):
         cdef Member m = self.member
@@ -103,6 +132,7 @@ cdef class Member:
         if self.locks:
             self.locks.clear()
         self.held = 0
+        STORE(&self.block.b.ranks[self.rank].waits, 0)
         self.place(DSM_COMPUTING, AT_NOTHING, 0)
 
     def finish(self):
@@ -174,7 +204,7 @@ cdef class Member:
         if self.loops == self.block.b.base:
             return ""
         chunk = f", chunk={r.chunk}" if r.chunk > 1 else ""
-        return (f" (its loop {r.number - <int64_t>self.block.b.base + 1}: n={r.n}, "
+        return (f" (its loop {r.number - <int64_t>self.block.b.base + 1}: {self.span.text(r.n)}, "
                 f"schedule={SCHEDULES[r.schedule]!r}{chunk})")
 
     cdef str stop(self, int at, int line):
@@ -319,6 +349,7 @@ cdef class Member:
                               "room for 1024: take a lock per group of items, not one per item")
         lock = Lock.__new__(Lock)
         lock.member = self
+        lock.entry = entry
         lock.word = &entry.word
         lock.name = name
         lock.epoch = self.epoch

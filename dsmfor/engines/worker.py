@@ -46,7 +46,7 @@ from dsmfor.payload import Parcel
 from dsmfor.pickling import dump
 from dsmfor.replica import Replica
 from dsmfor.snapshots import Snapshots
-from dsmfor.team import Settings, enter
+from dsmfor.team import Settings, confine, enter
 from dsmfor.transit import Homeward
 
 __all__ = ["BLAS_VARIABLES", "STOP_SIGNAL", "Post", "main"]
@@ -138,6 +138,7 @@ class Worker:
         self.environ: dict[str, str] = {}  # the caller's
         self.running = False
 
+        confine()
         segments.set_creator(post.incarnation)
         segments.set_resolver(self.broker.resolve)
         segments.on_free(self.freed.append)
