@@ -19,7 +19,7 @@ from dsmfor.design import MISSING, Path, Stays, contents, kind_of
 from dsmfor.errors import RegionError
 from dsmfor.modules import place_of, space_of
 
-__all__ = ["Spot", "bring_in", "edited", "find"]
+__all__ = ["Absent", "Spot", "bring_in", "edited", "find"]
 
 
 def edited(where: object, what: str) -> RegionError:
@@ -50,7 +50,7 @@ def bring_in(modules: list[tuple[str, str | None]], others: list[str]) -> None:
             except ModuleNotFoundError as error:
                 if place is None or error.name is None or not _is_part(error.name, name):
                     raise
-            except Exception:
+            except Exception:  # noqa: BLE001  # the import below says what it is
                 for other in others[others.index(name) + 1 :] if name in others else []:
                     with contextlib.suppress(Exception):  # if it matters, it is said below
                         import_module(other)
@@ -159,7 +159,7 @@ class Spot:
             if kind_of(self.original) == value.kind:
                 value = self.original
             else:
-                value = _Absent(self.label, value, self.original)
+                value = Absent(self.label, value, self.original)
         if self.kind == "cell":
             if value is not MISSING:
                 self.holder.cell_contents = value
@@ -187,15 +187,15 @@ class Spot:
             self.put(self.original)
 
 
-class _Absent:
+class Absent:
     """Stands for a value that could not come: whoever uses it is told."""
 
     def __init__(self, label: str, value: Stays, own: Any) -> None:
         here = "nothing" if own is MISSING else f"a {kind_of(own)}"
         text = (
-            f"{label} is a {value.kind} in the caller that cannot be pickled ({value.why}), and the "
-            f"workers' own import has {here} there; make it inside the kernel, or where the module "
-            "is imported"
+            f"{label} is a {value.kind} in the caller that cannot be pickled ({value.why}), and "
+            f"the workers' own import has {here} there; make it inside the kernel, or where the "
+            "module is imported"
         )
         object.__setattr__(self, "_text", text)
 
@@ -205,13 +205,14 @@ class _Absent:
         raise RegionError(object.__getattribute__(self, "_text"))
 
 
-def _refuse(self: _Absent, *_: Any, **__: Any) -> Any:
+def _refuse(self: Absent, *_: Any, **__: Any) -> Any:
     raise RegionError(self._text)
 
 
-for _name in (
-    "add and bool bytes call contains delitem divmod enter eq exit float floordiv format ge getitem "
-    "gt hash index int invert iter le len lt matmul mod mul ne neg next or pos pow radd reduce rmul "
-    "rsub rtruediv setattr setitem str sub truediv xor"
-).split():
-    setattr(_Absent, f"__{_name}__", _refuse)
+_REFUSED = """
+add and bool bytes call contains delitem divmod enter eq exit float floordiv format ge getitem gt
+hash index int invert iter le len lt matmul mod mul ne neg next or pos pow radd reduce rmul rsub
+rtruediv setattr setitem str sub truediv xor
+"""
+for _name in _REFUSED.split():
+    setattr(Absent, f"__{_name}__", _refuse)

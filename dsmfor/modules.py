@@ -2,7 +2,8 @@
 
 A module of the user's is one that the user may edit, reload or patch while the program runs:
 neither the interpreter's, nor an installed package's (origin.py), nor dsmfor's. A file of the
-user's counts although it is named as a module of the standard library. What follows is skeleton.py's.
+user's counts although it is named as a module of the standard library. What follows from it is
+survey.py's.
 
 Nothing here makes a lazily loaded module load: namespaces are got past ``__getattribute__``.
 """
@@ -46,8 +47,10 @@ def space_of(module: ModuleType) -> dict[str, Any]:
 
 def registered(module: ModuleType) -> str | None:
     """The name under which ``sys.modules`` has this very module."""
-    name = space_of(module).get("__name__")
-    return name if isinstance(name, str) and sys.modules.get(name) is module else None
+    name: object = space_of(module).get("__name__")
+    if isinstance(name, str) and sys.modules.get(name) is module:
+        return name
+    return None
 
 
 def kind(name: str) -> int:
@@ -89,9 +92,8 @@ def place_of(space: dict[str, Any]) -> str | None:
     for place in (space.get("__file__"), origin):
         if isinstance(place, str):
             return os.path.abspath(place)
-    for folder in getattr(spec, "submodule_search_locations", None) or ():
-        return os.path.abspath(folder)
-    return None
+    folders = list(getattr(spec, "submodule_search_locations", None) or ())
+    return os.path.abspath(str(folders[0])) if folders else None
 
 
 def home(space: dict[str, Any]) -> str | None:

@@ -38,12 +38,13 @@ from dsmfor.design import (
     Outlined,
     Plan,
     Slot,
+    Stays,
     Wrapped,
     contents,
     outline,
     parts_of,
 )
-from dsmfor.imported import Spot, bring_in, edited, find
+from dsmfor.imported import Absent, Spot, bring_in, edited, find
 from dsmfor.modules import space_of
 from dsmfor.pickling import load, load_classes_anew
 from dsmfor.transit import Table
@@ -89,6 +90,8 @@ class Bound(NamedTuple):
             yield code.co_varnames[at] if len(code.co_varnames) > at else "args", rest
         yield from self.kwargs.items()
         for slot, value, spot in zip(self.slots, self.values, self.spots, strict=True):
+            if type(value) is Absent:
+                continue
             if spot is not None:
                 if everywhere and slot.kind in ("global", "cell"):
                     yield spot.label, value
@@ -235,11 +238,12 @@ class Replica:
             if value is not MISSING:
                 self._template(slot.owner)[slot.name] = value
             return
-        spot = Spot("global", self._spaces[slot.owner], slot.name, f"{place.path()}.{slot.name}")
-        if spot.original is not value or slot.name in self._may_set:
-            self._borrowed[id(spot.holder), "global", slot.name] = spot
-            if spot.original is not value:
-                self._patch(spot, value)
+        label = f"{place.path()}.{slot.name}"
+        fresh = Spot("global", self._spaces[slot.owner], slot.name, label)
+        if fresh.original is not value or slot.name in self._may_set:
+            self._borrowed[id(fresh.holder), "global", slot.name] = fresh
+            if fresh.original is not value:
+                self._patch(fresh, value)
 
     def _template(self, number: int) -> dict[str, Any]:
         space = self._spaces[number]
@@ -293,8 +297,8 @@ class Replica:
 
         Without an environment there are neither slots nor arguments.
         """
-        for spot, value in self._patches:
-            spot.put(value)
+        for patched, wanted in self._patches:
+            patched.put(wanted)
         for clear in self._caches:
             clear()
         for function, _, defaults in self._own:
@@ -306,6 +310,9 @@ class Replica:
         for n, (slot, value, spot) in enumerate(zip(self._slots, values, self._spots, strict=True)):
             if spot is not None:
                 values[n] = spot.put(value)
+            elif type(value) is Stays:  # of a function that the import has otherwise
+                if slot.kind == "cell":
+                    self._cells[slot.owner].cell_contents = Absent(slot.name, value, MISSING)
             elif slot.kind == "global":
                 if value is not MISSING:
                     self._spaces[slot.owner][slot.name] = value

@@ -6,7 +6,6 @@ kernel it has must do in the workers what it does in the caller, twice.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -587,3 +586,293 @@ STORIES = {
 def test_the_workers_do_what_the_caller_does(name: str, tmp_path: Path) -> None:
     program, files = STORIES[name]
     tell(tmp_path, program, files)
+
+
+# -- Workers that have imported what the caller has reloaded -------------------------------------
+
+TEAMS = """
+    from dsmfor.engines import process
+    import helpers
+    @kernel
+    def k(): return helpers.scale(2)
+    k()
+    before = process.team_pids()
+"""
+
+
+@pytest.mark.parametrize(
+    ("step", "same"),
+    [
+        ("pass", True),
+        ("helpers.SCALE = 5", True),
+        ("helpers.inner = lambda x: 7", True),
+        ("importlib.reload(importlib.import_module('helpers'))", False),
+        ("del sys.modules['helpers']; helpers = importlib.import_module('helpers')", False),
+        ("import other; importlib.reload(other)", True),
+        ("import json; importlib.reload(json)", True),
+    ],
+)
+def test_workers_are_replaced_when_a_module_that_they_have_was_reloaded(
+    step: str, same: bool, tmp_path: Path
+) -> None:
+    program = TEAMS + f"    {step}\n    check()\n    check()\n" + (
+        f"    assert (process.team_pids() == before) is {same}\n"
+        "    before = process.team_pids()\n    check()\n"
+        "    assert process.team_pids() == before\n"
+    )  # fmt: skip
+    tell(tmp_path, program, {"helpers.py": HELPERS, "other.py": "X = 1\n"})
+
+
+def test_an_import_that_leaves_its_mark_elsewhere_is_made_again_after_a_reload(
+    tmp_path: Path,
+) -> None:
+    """What no name leads to, in an extension or in the interpreter, is as a new process has it."""
+    program = """
+        import helpers
+        k = dsm.parallel(workers=2)(lambda: (getattr(sys, "mark" + "ed"), helpers.f()))
+        assert k() == [(1, 1)] * 2
+        write("helpers.py", "import sys\\nsys.marked = 2\\ndef f(): return 2\\n")
+        importlib.reload(helpers)
+        assert k() == [(2, 2)] * 2
+    """
+    source = "import sys\nsys.marked = 1\ndef f(): return 1\n"
+    tell(tmp_path, program, {"helpers.py": source})
+
+
+def test_a_class_that_was_edited_beyond_what_can_be_set_is_an_error_that_says_so(
+    tmp_path: Path,
+) -> None:
+    program = """
+        import helpers
+        k = dsm.parallel(workers=2)(lambda: helpers.Model().run())
+        assert k() == [1, 1]
+        write("helpers.py", "class Base: pass\\nclass Model(Base):\\n    def run(self): return 2\\n")
+        assert k() == [1, 1]
+        from dsmfor.engines import process
+        process.shutdown()
+        try:
+            k()
+        except dsm.RegionError as error:
+            assert "helpers.Model is not in the workers what it is in the caller" in str(error)
+            assert "importlib.reload of helpers" in str(error), error
+        else:
+            raise AssertionError("no error")
+        importlib.reload(helpers)
+        assert k() == [2, 2]
+    """
+    tell(tmp_path, program, {"helpers.py": "class Model:\n    def run(self): return 1\n"})
+
+
+# -- What cannot be sent --------------------------------------------------------------------------
+
+
+def test_what_cannot_be_pickled_is_the_workers_own(tmp_path: Path) -> None:
+    files = {
+        "helpers.py": "import threading, logging, sqlite3, weakref\n"
+        "lock = threading.Lock()\nlog = logging.getLogger('x')\nlocal = threading.local()\n"
+        "db = sqlite3.connect(':memory:')\nfile = open(__file__)\nN = 1\n"
+        "def f():\n    with lock: log.debug('x')\n    local.x = 1\n"
+        "    return db.execute('select 1').fetchone(), file.name == __file__, N\n"
+    }
+    program = """
+        import warnings; warnings.simplefilter("ignore")
+        import helpers
+        @kernel
+        def k(): return helpers.f()
+        check()
+        helpers.N = 2; check()
+    """
+    tell(tmp_path, program, files)
+
+
+def test_what_cannot_be_sent_and_is_not_there_is_an_error_where_it_is_used(tmp_path: Path) -> None:
+    files = {
+        "helpers.py": "conn = None\ndef f(use):\n    if use: return conn.cursor()\n    return 1\n"
+    }
+    program = """
+        import sqlite3, helpers
+        k = dsm.parallel(workers=2)(lambda use: helpers.f(use))
+        helpers.conn = sqlite3.connect(":memory:")
+        assert k(False) == [1, 1]
+        try:
+            k(True)
+        except dsm.RegionError as error:
+            assert "helpers.conn is a sqlite3.Connection in the caller" in str(error), error
+            assert "make it inside the kernel" in str(error)
+        else:
+            raise AssertionError("no error")
+    """
+    tell(tmp_path, program, files)
+
+
+def test_a_kernel_leaves_no_trace_in_the_workers_modules(tmp_path: Path) -> None:
+    files = {
+        "helpers.py": "n = 0\nitems = []\nclass C:\n    m = 0\ndef count():\n    global n\n    n += 1\n"
+        "    items.append(n)\n    C.m += 1\n    return n, len(items), C.m\n"
+        "def f(): return 'f'\n"
+    }
+    program = """
+        import helpers
+        k = dsm.parallel(workers=2)(lambda: helpers.count())
+        def set_():
+            before = helpers.f(), hasattr(helpers, "new")
+            helpers.f = lambda: "changed"
+            return before
+        s = dsm.parallel(workers=2)(set_)
+        for _ in range(3):
+            assert k() == [(1, 1, 1)] * 2
+            assert s() == [("f", False)] * 2
+        assert helpers.n == 0
+    """
+    tell(tmp_path, program, files)
+
+
+def test_arrays_of_other_modules_are_shared_by_their_full_name(tmp_path: Path) -> None:
+    files = {
+        "helpers.py": "import numpy as np\nout = np.zeros(4)\ntable = np.arange(4.0)\n"
+        "def put(i, x): out[i] = x * table[i]\n"
+    }
+    program = """
+        import helpers
+        out = np.zeros(2)   # another one of that name
+        @dsm.parallel(workers=2, shared=["helpers.out"])
+        def k():
+            for i in dsm.prange(4):
+                helpers.put(i, 2)
+            return float(out.sum())
+        assert k() == [0.0, 0.0]
+        assert helpers.out.tolist() == [0, 2, 4, 6], helpers.out
+        helpers.table = helpers.table + 1; k()
+        assert helpers.out.tolist() == [2, 4, 6, 8], helpers.out
+        p = dsm.parallel(workers=2)(lambda: helpers.put(0, 5))
+        try: p()
+        except ValueError as error: assert "helpers.out" in str(error.__notes__), error.__notes__
+        else: raise AssertionError
+        q = dsm.parallel(workers=2, private=["helpers.out"])(lambda: helpers.put(0, 5))
+        q()
+        assert helpers.out[0] == 2
+    """
+    tell(tmp_path, program, files)
+
+
+# -- Lazy modules, pytest, IPython -----------------------------------------------------------------
+
+
+def test_a_module_that_is_to_be_loaded_lazily_is_left_so(tmp_path: Path) -> None:
+    program = """
+        import importlib.util
+        spec = importlib.util.find_spec("lazy")
+        spec.loader = importlib.util.LazyLoader(spec.loader)
+        lazy = importlib.util.module_from_spec(spec)
+        sys.modules["lazy"] = lazy
+        spec.loader.exec_module(lazy)
+        k = dsm.parallel(workers=2)(lambda use: lazy.X if use else 0)
+        assert k(False) == [0, 0]
+        assert type(lazy).__name__ == "_LazyModule"
+        assert k(True) == [1, 1]
+        lazy.X = 5
+        assert k(True) == [5, 5]
+    """
+    tell(tmp_path, program, {"lazy.py": "X = 1\n"})
+
+
+def test_a_module_that_is_run_and_imported_by_a_helper(tmp_path: Path) -> None:
+    files = {
+        "pkg/__init__.py": "",
+        "pkg/side.py": "def twin():\n    from pkg import prog\n    return prog.N\n",
+    }
+    program = """
+        N = 1
+        from pkg.side import twin
+        @kernel
+        def k():
+            import __main__
+            return twin(), N, __main__.N
+        if __name__ == "__main__":
+            check()
+            N = 2; check()
+            import pkg.prog
+            pkg.prog.N = 3; check()
+    """
+    tell(tmp_path, program, files, "-m", "pkg.prog", name="pkg/prog.py")
+
+
+@pytest.mark.parametrize("mode", ["prepend", "importlib"])
+def test_modules_of_a_pytest_run(mode: str, tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text("import pytest\nDATA = 1\n")
+    (tmp_path / "aid.py").write_text(
+        "N = 1\nclass C:\n    def m(self):\n        assert N\n"
+        "        return N\ndef f():\n    assert N\n    return N\n"
+    )
+    (tmp_path / "test_first.py").write_text(
+        "class Shared:\n    def m(self):\n        assert self\n        return 'm'\n"
+        "def f():\n    assert True\n    return 'f'\ndef test(): pass\n"
+    )
+    (tmp_path / "test_it.py").write_text(
+        "import sys, dsmfor as dsm, aid\n"
+        "def test(monkeypatch):\n"
+        "    from test_first import Shared, f\n"
+        * (mode == "prepend")
+        + "    Shared = sys.modules['test_first'].Shared; f = sys.modules['test_first'].f\n"
+        * (mode != "prepend")
+        + "    k = dsm.parallel(workers=2)(lambda: (aid.f(), aid.C().m(), Shared().m(), f()))\n"
+        "    assert k() == [(1, 1, 'm', 'f')] * 2\n"
+        "    monkeypatch.setattr(aid, 'N', 2)\n"
+        "    assert k() == [(2, 2, 'm', 'f')] * 2\n"
+        "    monkeypatch.setattr(aid, 'f', lambda: 'patched')\n"
+        "    assert k() == [('patched', 2, 'm', 'f')] * 2\n"
+        "    monkeypatch.undo()\n"
+        "    assert k() == [(1, 1, 'm', 'f')] * 2\n"
+    )
+    head, body = (tmp_path / "test_it.py").read_text().split("    k = ", 1)
+    if mode == "importlib":
+        head = "import sys, dsmfor as dsm, aid\ndef test(monkeypatch):\n" + (
+            "    first = next(m for n, m in sys.modules.items() if n.endswith('test_first'))\n"
+            "    Shared, f = first.Shared, first.f\n"
+        )
+    (tmp_path / "test_it.py").write_text(head + "    k = " + body)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--import-mode={mode}",
+         str(tmp_path)],
+        capture_output=True, text=True, timeout=90, check=False, cwd=tmp_path,
+        env=environment() | {"PYTHONPATH": os.pathsep.join([PACKAGE, str(tmp_path)])},
+    )  # fmt: skip
+    assert "2 passed" in done.stdout, done.stdout
+
+
+CELLS = [
+    "%load_ext autoreload",
+    "%autoreload 2",
+    "import pathlib, os, time, dsmfor as dsm, helpers",
+    "from helpers import scale, Model",
+    "m = Model(3)",
+    "@dsm.parallel(workers=2)\ndef k():\n    return scale(2), helpers.scale(2), m.area(), Model(2).area()",
+    "assert k() == k.serial() * 2, (k(), k.serial())",
+    (
+        "source = pathlib.Path('helpers.py').read_text()\n"
+        "pathlib.Path('helpers.py').write_text(source.replace('SCALE = 3', 'SCALE = 4')"
+        ".replace('+ offset', '- offset').replace('return self.n *', 'return -self.n *'))\n"
+        "os.utime('helpers.py', (time.time() + 9,) * 2)"
+    ),
+    "assert helpers.SCALE == 4 and k() == k.serial() * 2, (k(), k.serial())",
+    "assert scale(2)[0] == 7, scale(2)",
+    "assert k() == k.serial() * 2, (k(), k.serial())",
+    "print('done')",
+]
+
+
+def test_autoreload_in_ipython(tmp_path: Path) -> None:
+    pytest.importorskip("IPython")
+    (tmp_path / "helpers.py").write_text(HELPERS)
+    (tmp_path / "session.py").write_text(
+        "import sys; sys.dont_write_bytecode = True\n"
+        "from IPython.core.interactiveshell import InteractiveShell\n"
+        "shell = InteractiveShell.instance()\n"
+        f"for cell in {CELLS!r}:\n"
+        "    shell.run_cell(cell, store_history=True).raise_error()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "session.py"], capture_output=True, text=True, timeout=90, check=False,
+        cwd=tmp_path, env=environment() | {"IPYTHONDIR": str(tmp_path), "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert done.stdout.rstrip().endswith("done"), done.stdout + done.stderr
