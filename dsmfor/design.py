@@ -197,7 +197,7 @@ def parts_of(value: Any) -> dict[str, FunctionType]:
         found = {"__func__": value.__func__}
     elif kind is functools.cached_property:
         found = {"func": value.func}
-    elif kind is not FunctionType and not isinstance(value, type):
+    elif kind is not FunctionType and not issubclass(type(value), type):
         try:
             space = object.__getattribute__(value, "__dict__")
         except (AttributeError, TypeError):

@@ -26,12 +26,14 @@ from __future__ import annotations
 import pickle
 from collections import deque
 from operator import is_
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dsmfor.errors import RegionError
+from dsmfor.modules import IMPORTED, home, kind
+from dsmfor.pickling import importable
 from dsmfor.reachable import ATOMS
 from dsmfor.skeleton import Skeleton
 from dsmfor.staging import Stage
@@ -43,7 +45,19 @@ __all__ = [
     "Message",
     "Parcel",
 ]
-_MOST_ROOTS = 256
+_MOST_ROOTS = 256  # a call with more of them surveys them again and again
+_MOST_ROUNDS = 8
+
+
+def _bare(value: Any, own: frozenset[str]) -> Any:
+    """A function without what it holds: of one that goes by value, only the code is of interest."""
+    if type(value) is not FunctionType or importable(value, own):
+        return value
+    where = home(value.__globals__)
+    if where is not None and where not in own and kind(where) == IMPORTED:
+        return value
+    cells = tuple(CellType() for _ in value.__code__.co_freevars)
+    return FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
 
 
 class Claims(NamedTuple):
@@ -90,6 +104,7 @@ class Kernel:
         self.skeleton: Skeleton | None = None
         self.warned = False  # of captured data
         self.weighed: Skeleton | None = None  # whose captured data was weighed last
+        self._rounds = 0  # of surveys for one call
         self._roots: deque[Any] = deque(maxlen=_MOST_ROOTS)  # met when something was pickled
         self._last: tuple[list[Any], tuple[Any, ...], Message] | None = None
 
@@ -108,14 +123,19 @@ class Kernel:
                 )
         return skeleton, values
 
-    def _acquainted(self, strangers: list[Any]) -> bool:
-        """Take up what no name had led to; whether the skeleton is another one by that."""
-        self._roots.extend(strangers)
-        before, self.skeleton = self.skeleton, Skeleton(self.function, self._roots)
-        if before is not None and self.skeleton.succeed(before):
-            return False
+    def _acquainted(self, strangers: list[Any], skeleton: Skeleton) -> Skeleton | None:
+        """Take up what no name had led to: the skeleton in this one's place, if it says the same.
+
+        None if it does not, so that the call begins anew.
+        """
+        self._roots.extend(_bare(value, skeleton.own) for value in strangers)
+        self.skeleton = found = Skeleton(self.function, self._roots)
+        self._rounds += 1
+        if found.succeed(skeleton) or self._rounds > _MOST_ROUNDS:
+            self._rounds = 0
+            return skeleton
         self._last = None
-        return True
+        return None
 
     def again(self, claims: Claims, choices: tuple[Any, ...]) -> Message | None:
         """The last message, as the same object, if it says what this call has to say.
@@ -144,12 +164,11 @@ class Kernel:
             try:
                 environment = skeleton.pack(values, args, kwargs, transit)
             except Exception:  # perhaps in vain: what is known to the skeleton goes by number
-                if transit.strangers and self._acquainted(transit.strangers):
+                if transit.strangers and not self._acquainted(transit.strangers, skeleton):
                     return None, None
                 raise
-            if transit.strangers and self._acquainted(transit.strangers):
+            if transit.strangers and not self._acquainted(transit.strangers, skeleton):
                 return None, None
-            skeleton = self.skeleton or skeleton
             if transit.plain:
                 stage = Stage(transit.plain.values())
                 table, staged, fixed = stage.table, stage.segment, stage.fixed

@@ -87,7 +87,7 @@ class _Cheap(pickle.Pickler):
             number = self.transit.numbers.get(id(value))
             if number is not None:
                 return _recall, (number,)
-        elif isinstance(value, ModuleType):
+        elif issubclass(kind, ModuleType):  # isinstance makes a lazy one load
             return _module(value, self.transit) or _need_cloudpickle()
         elif isinstance(value, type):
             if _received and (reduced := _class_by_number(value)) is not None:
@@ -120,12 +120,12 @@ class _General(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             if number is not None:
                 return _recall, (number,)
             self.transit.refer(value)
+        elif issubclass(type(value), ModuleType):
+            return _module(value, self.transit) or _module_by_value(value)
         elif isinstance(value, type):
             if _received and (reduced := _class_by_number(value)) is not None:
                 return reduced
             self.transit.refer(value)
-        elif isinstance(value, ModuleType):
-            return _module(value, self.transit) or _module_by_value(value)
         elif (travel := getattr(type(value), "_travel", None)) is not None:
             return travel(value)
         elif type(value) is _CACHED and not importable(value, self.own):

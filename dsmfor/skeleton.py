@@ -45,6 +45,16 @@ def reach(kernel: FunctionType, own: frozenset[str]) -> list[FunctionType]:
     return found
 
 
+class _Ticket:
+    """A serial number, of one skeleton or of several that say the same."""
+
+    def __init__(self) -> None:
+        self.number = next(_serials)
+
+    def __del__(self) -> None:
+        retired.append(self.number)
+
+
 class Skeleton:
     """A kernel's code as it was when it was surveyed, and how to see whether it still is.
 
@@ -56,7 +66,8 @@ class Skeleton:
     """
 
     def __init__(self, kernel: FunctionType, roots: Iterable[Any] = ()) -> None:
-        self.serial = next(_serials)
+        self._ticket = _Ticket()
+        self.serial = self._ticket.number
         survey = Survey(kernel, roots)
         self._survey = survey  # keeps alive what ids stand for
         self.own = survey.own
@@ -84,15 +95,11 @@ class Skeleton:
         self.constant = not self.slots and not any(map(assigns_globals, survey.codes))
         self.data = self._pickle()
 
-    def __del__(self) -> None:
-        if self.serial:
-            retired.append(self.serial)
-
     def succeed(self, other: Skeleton) -> bool:
         """Take the place of a skeleton that workers may have, if that one says the same."""
         if self.data != other.data:
             return False
-        self.serial, other.serial = other.serial, 0
+        self._ticket, self.serial = other._ticket, other.serial
         self._failed = other._failed
         return True
 
@@ -173,7 +180,7 @@ class Skeleton:
         values = []
         for space, name in self._sources:
             value = space.get(name, MISSING)
-            if type(value) is FunctionType or isinstance(value, ModuleType):
+            if type(value) is FunctionType or issubclass(type(value), ModuleType):
                 if type(value) is FunctionType or registered(value) is not None:
                     return None
             values.append(value)

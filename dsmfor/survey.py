@@ -221,7 +221,7 @@ class Survey:
         if bare and name not in space and name in vars(builtins) and not _standard(name):
             source = vars(builtins)  # the user put it there, and no global hides it
         value = source.get(name, MISSING)
-        if isinstance(value, ModuleType):
+        if issubclass(type(value), ModuleType):
             self._module(value, reading)  # each code names other attributes of it
         if (owner, name) in self._placed:
             return
@@ -244,13 +244,13 @@ class Survey:
         if type(value) is FunctionType:
             if id(value) in self.numbers:
                 fixed = FunctionNumber(self.numbers[id(value)])
-        elif isinstance(value, ModuleType):
+        elif issubclass(type(value), ModuleType):
             name = registered(value)
             if name is None:
                 return False
             if kind(name) == MADE:
                 fixed = ModuleNumber(self._space(space_of(value), imported=False))
-        elif isinstance(value, (BuiltinFunctionType, type)):
+        elif issubclass(type(value), (BuiltinFunctionType, type)):
             if not importable(value, self.own):
                 return False
         elif (wrapped := self._wrapped(value, path)) is not None:
@@ -299,9 +299,9 @@ class Survey:
                 self._scout(value)
             else:
                 self._add(value, path)
-        elif isinstance(value, ModuleType):
+        elif issubclass(type(value), ModuleType):
             self._module(value, reading)
-        elif isinstance(value, type):
+        elif issubclass(type(value), type):
             for base in value.__mro__:
                 found = kind(str(base.__module__))
                 if found != INSTALLED or not importable(base, self.own):
@@ -393,7 +393,7 @@ class Survey:
         for name in reading.globals:
             value = space.get(name, MISSING)
             self._meet(value, reading, None, scouting=True)
-            if isinstance(value, (FunctionType, ModuleType, type)):
+            if issubclass(type(value), (FunctionType, ModuleType, type)):
                 self.checks.append((space, name, value))
         self._follow_imports(space, reading)
         for cell in function.__closure__ or ():

@@ -177,7 +177,7 @@ class Outward:
             return
         if type(value) is FunctionType and id(value.__code__) in known:
             return
-        named = space_of(value).get("__name__") if isinstance(value, ModuleType) else None
+        named = space_of(value).get("__name__") if issubclass(type(value), ModuleType) else None
         module = named or value.__module__
         if isinstance(module, str) and kind(module) != INSTALLED:
             self.strangers.append(value)

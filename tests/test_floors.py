@@ -71,7 +71,7 @@ SIDEWAYS = {
     "design": {"reachable"},
     "survey": {"design", "pickling"},
     "skeleton": {"design", "pickling", "reachable", "survey", "transit"},
-    "payload": {"reachable", "skeleton", "staging", "transit"},
+    "payload": {"pickling", "reachable", "skeleton", "staging", "transit"},
     "imported": {"design"},
     "replica": {"design", "imported", "pickling", "transit"},
     "outcome": {"pickling"},
