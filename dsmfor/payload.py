@@ -2,12 +2,12 @@
 
 The worker's side is replica.py, what comes back is outcome.py.
 
-A kernel is split in two. The *skeleton* is what rarely changes: the code of the kernel and of
-every function of its own module that it uses, the modules and importable functions that they name,
-and a list of slots. The *environment* is a value for every slot: captured variables, globals that
-are data, defaults. The skeleton is sent once, the environment with every call, and the worker
-binds every slot before every run and empties it afterwards: a kept skeleton and a new one cannot
-be told apart by the kernel.
+A kernel is split in two. The *skeleton* (skeleton.py) is what rarely changes: the code of the
+kernel and of every function of the user that it uses, the modules and importable functions that
+they name, and a list of slots. The *environment* is a value for every slot: captured variables,
+globals that are data, defaults. The skeleton is sent once, the environment with every call, and the
+worker binds every slot before every run and empties it afterwards: a kept skeleton and a new one
+cannot be told apart by the kernel.
 
 Guarantees
 ----------
@@ -17,8 +17,9 @@ Guarantees
   are pickled in one dump.
 - What a kernel left in its globals, closures or defaults is gone before the next run.
 
-Names that code builds at run time (``eval``, ``globals()["x"]``) cannot be seen from outside and
-raise NameError in the worker.
+Names that code builds at run time (``eval``, ``globals()["x"]``) cannot be seen from outside: those
+of the kernel's own module raise NameError in the worker, those of others are as the worker's
+import made them.
 """
 
 from __future__ import annotations

@@ -112,6 +112,7 @@ class Survey:
         self._add(kernel, None)
         for root in roots:
             self.known.add(id(root))
+            self._seen["root", id(root)] = root
             if isinstance(root, ModuleType):
                 loose.append(root)
             else:
@@ -340,6 +341,7 @@ class Survey:
             self.sizes.append((space, len(space)))
         self._seen[owner, id(reading)] = reading
         self.known.add(id(module))
+        self._seen["module", id(module)] = module
         for name in [n for n in space if n in reading.attributes or n == "__getattr__"]:
             self._look_up(owner, space, name, reading, bare=False)
 
