@@ -11,6 +11,8 @@ import functools
 from types import CellType, CodeType, FunctionType
 from typing import Any, NamedTuple
 
+from dsmfor.modules import INSTALLED
+from dsmfor.modules import kind as kind_of_module
 from dsmfor.reachable import ATOMS
 
 __all__ = [
@@ -26,12 +28,16 @@ __all__ = [
     "Slot",
     "Stays",
     "Wrapped",
+    "can_rebuild",
     "contents",
     "fundamental",
     "kind_of",
     "outline",
     "parts_of",
+    "state_of",
 ]
+
+_CACHED = type(functools.lru_cache(len))
 
 
 class _Missing:
@@ -134,10 +140,15 @@ class Wrapped(NamedTuple):
 
 
 class Stays(NamedTuple):
-    """In an environment: a value that cannot be pickled, so the worker's import must do."""
+    """In an environment: a value that cannot be pickled, so the worker's import must do.
+
+    Of a dict, or an object of the user's own class, what can be pickled comes along.
+    """
 
     kind: str
     why: str
+    names: tuple[Any, ...] | None = None  # its keys or attributes
+    parts: dict[Any, Any] | None = None  # those that can be pickled
 
 
 class Design(NamedTuple):
@@ -205,3 +216,21 @@ def parts_of(value: Any) -> dict[str, FunctionType]:
         if type(space) is dict:
             found = {"__wrapped__": space.get("__wrapped__")}
     return {name: part for name, part in found.items() if type(part) is FunctionType}
+
+
+def can_rebuild(value: Any) -> bool:
+    """Whether what a decorator made can be made anew, given the functions behind it."""
+    return type(value) in (property, staticmethod, classmethod, _CACHED)
+
+
+def state_of(value: Any) -> dict[Any, Any] | None:
+    """The keys and values of a dict, or the attributes of an object of the user's own class."""
+    if type(value) is dict:
+        return value
+    if kind_of_module(str(type(value).__module__)) == INSTALLED:
+        return None
+    try:
+        space = object.__getattribute__(value, "__dict__")
+    except (AttributeError, TypeError):
+        return None
+    return space if type(space) is dict else None

@@ -15,7 +15,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
 from typing import Any
 
-from dsmfor.design import MISSING, Path, Stays, contents, kind_of
+from dsmfor.design import MISSING, Path, Stays, contents, kind_of, state_of
 from dsmfor.errors import RegionError
 from dsmfor.modules import place_of, space_of
 
@@ -133,7 +133,7 @@ class Spot:
         For messages.
     """
 
-    __slots__ = ("holder", "kind", "label", "name", "original")
+    __slots__ = ("before", "holder", "kind", "label", "name", "original")
 
     def __init__(self, kind: str, holder: Any, name: str, label: str) -> None:
         self.kind = kind
@@ -141,6 +141,7 @@ class Spot:
         self.name = name
         self.label = label
         self.original = self.get()
+        self.before: dict[Any, Any] | None = None  # of the original's keys or attributes
 
     def get(self) -> Any:
         """What is there."""
@@ -157,6 +158,7 @@ class Spot:
         """Set it; what is there then."""
         if type(value) is Stays:
             if kind_of(self.original) == value.kind:
+                self.graft(value)
                 value = self.original
             else:
                 value = Absent(self.label, value, self.original)
@@ -181,8 +183,22 @@ class Spot:
             self.holder.pop(self.name, None)
         return value
 
+    def graft(self, stays: Stays) -> None:
+        """Give the import's own object what can come of the caller's."""
+        state = state_of(self.original)
+        if state is not None and stays.parts is not None and stays.names is not None:
+            if self.before is None:
+                self.before = dict(state)
+            for name in state.keys() - set(stays.names):
+                del state[name]
+            state.update(stays.parts)
+
     def restore(self) -> None:
         """Put back what was there."""
+        if self.before is not None and (state := state_of(self.original)) is not None:
+            state.clear()
+            state.update(self.before)
+            self.before = None
         if self.kind == "__dict__" or self.get() is not self.original:
             self.put(self.original)
 

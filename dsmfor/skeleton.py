@@ -20,7 +20,7 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from dsmfor.bytecode import assigns_globals, global_names
-from dsmfor.design import MISSING, Design, Made, Plan, Slot, Stays, contents, kind_of
+from dsmfor.design import MISSING, Design, Made, Plan, Slot, Stays, contents, kind_of, state_of
 from dsmfor.modules import IMPORTED, place_of, registered, space_of
 from dsmfor.pickling import dump, importable
 from dsmfor.reachable import ATOMS
@@ -83,7 +83,8 @@ class Skeleton:
         self._sizes = survey.sizes
         self._imported = [n for n, slot in enumerate(self.slots) if self._is_imported(slot)]
         self._labels = list(map(self._label, self.slots))
-        self._failed: dict[int, tuple[Any, Stays]] = {}  # by slot: what cannot be pickled
+        # By slot: what cannot be pickled, what goes instead, which parts of it cannot either.
+        self._failed: dict[int, tuple[Any, Stays, frozenset[Any]]] = {}
         self._expected = [
             (f, code, defaults, f.__kwdefaults__ is not None, bool(f.__dict__))
             for f, code, defaults in zip(
@@ -213,35 +214,46 @@ class Skeleton:
         the worker's own import.
         """
         transit.known = self.known
-        values = self._without(values, self._failed)
         try:
-            return dump((values, args, kwargs), transit, self.own)
+            return dump((self._picklable(values), args, kwargs), transit, self.own)
         except Exception:
-            if not (failed := self._unpicklable(values)):
+            if not self._find_unpicklable(values):
                 raise
-        self._failed |= failed
         transit.reset()
-        return dump((self._without(values, failed), args, kwargs), transit, self.own)
+        return dump((self._picklable(values), args, kwargs), transit, self.own)
 
-    def _unpicklable(self, values: list[Any]) -> dict[int, tuple[Any, Stays]]:
+    def _picklable(self, values: list[Any]) -> list[Any]:
+        """The values, but for those that are known not to be picklable."""
+        if not self._failed:
+            return values
+        values = list(values)
+        for n, (value, stays, without) in self._failed.items():
+            if values[n] is value:
+                state = state_of(value)
+                if state is not None:
+                    parts = {key: part for key, part in state.items() if key not in without}
+                    stays = stays._replace(names=tuple(state), parts=parts)
+                values[n] = stays
+        return values
+
+    def _find_unpicklable(self, values: list[Any]) -> bool:
+        """See which values cannot be pickled; whether they are others than before."""
         failed = {}
         for n in self._imported:
             value = values[n]
-            if type(value) not in ATOMS and type(value) is not Stays:
-                try:
-                    dump(value, Outward(self.numbers, {}, True), self.own)
-                except Exception as error:
-                    why = f"{type(error).__name__}: {error}"
-                    failed[n] = value, Stays(kind_of(value), why)
-        return failed
+            if type(value) not in ATOMS and (why := self._objection(value)):
+                state = state_of(value) or {}
+                without = frozenset(key for key, part in state.items() if self._objection(part))
+                failed[n] = value, Stays(kind_of(value), why), without
+        before, self._failed = self._failed, failed
+        return {(n, id(v), bad) for n, (v, _, bad) in failed.items()} != {
+            (n, id(v), bad) for n, (v, _, bad) in before.items()
+        }
 
-    @staticmethod
-    def _without(values: list[Any], failed: dict[int, tuple[Any, Stays]]) -> list[Any]:
-        """The values, but for those that are known not to be picklable."""
-        if not failed:
-            return values
-        values = list(values)
-        for n, (value, stays) in failed.items():
-            if values[n] is value:
-                values[n] = stays
-        return values
+    def _objection(self, value: Any) -> str:
+        """Why a value cannot be pickled, or nothing."""
+        try:
+            dump(value, Outward(self.numbers, {}, True), self.own)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return ""

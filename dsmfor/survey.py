@@ -35,6 +35,7 @@ from dsmfor.design import (
     Path,
     Slot,
     Wrapped,
+    can_rebuild,
     contents,
     fundamental,
     outline,
@@ -269,8 +270,8 @@ class Survey:
         by_name = importable(value, self.own) and kind(value.__module__) == IMPORTED
         if by_name:
             path = Path.of(value)
-        if path is None:
-            return None
+        if path is None or not (by_name or can_rebuild(value)):
+            return None  # data: by value, if it can be pickled
         numbers = {name: self.numbers.get(id(part)) for name, part in parts.items()}
         if None in numbers.values():
             return None

@@ -684,6 +684,30 @@ def test_what_cannot_be_pickled_is_the_workers_own(tmp_path: Path) -> None:
     tell(tmp_path, program, files)
 
 
+def test_of_what_cannot_be_pickled_whole_the_rest_follows(tmp_path: Path) -> None:
+    files = {
+        "helpers.py": "import threading\n"
+        "class Service:\n    def __init__(self):\n        self.lock = threading.Lock()\n"
+        "        self.n = 1\n        self.items = []\n"
+        "    def run(self):\n        with self.lock: return self.__dict__.get('n'), self.items\n"
+        "service = Service()\nstate = {'lock': threading.Lock(), 'n': 1}\n"
+        "def f():\n    with state['lock']: return service.run(), sorted(state), state['n']\n"
+    }
+    program = """
+        import helpers
+        @kernel
+        def k(): return helpers.f()
+        check()
+        helpers.service.n = 2; check()
+        helpers.service.items.append(3); check()
+        helpers.state["n"] = 4; helpers.state["more"] = [5]; check()
+        del helpers.state["more"], helpers.service.n; check()
+        helpers.service = helpers.Service(); check()
+        helpers.service.lock = helpers.threading.Lock(); check()
+    """
+    tell(tmp_path, program, files)
+
+
 def test_what_cannot_be_sent_and_is_not_there_is_an_error_where_it_is_used(tmp_path: Path) -> None:
     files = {
         "helpers.py": "conn = None\ndef f(use):\n    if use: return conn.cursor()\n    return 1\n"
