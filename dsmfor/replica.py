@@ -191,7 +191,7 @@ class Replica:
         ):
             return
         cells = list(zip(plan.cells or (), found.__closure__ or (), strict=True))
-        if any(self._cells[n] not in (None, cell) for n, cell in cells):
+        if any(self._cells[n] is not None and self._cells[n] is not cell for n, cell in cells):
             return
         label = str(plan.path)
         for n, cell in cells:

@@ -146,7 +146,7 @@ class Skeleton:
             return all(
                 path is not None
                 for f, path in zip(self.functions, survey.paths, strict=True)
-                if cell in (f.__closure__ or ())
+                if any(one is cell for one in f.__closure__ or ())
             )
         return survey.paths[slot.owner] is not None
 
