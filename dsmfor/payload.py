@@ -48,6 +48,7 @@ __all__ = [
 ]
 _MOST_ROOTS = 256  # a call with more of them surveys them again and again
 _MOST_ROUNDS = 8
+_MOST_SURVEYS = 100  # of a program whose threads redefine it all the time
 
 
 def _bare(value: Any, own: frozenset[str]) -> Any:
@@ -113,16 +114,16 @@ class Kernel:
         """The skeleton, surveyed anew if anything in it has changed, and its slots' values."""
         skeleton = self.skeleton
         values = skeleton.values() if skeleton is not None else None
-        if skeleton is None or values is None:
+        for _ in range(_MOST_SURVEYS):
+            if skeleton is not None and values is not None:
+                return skeleton, values
             self._last = None
             skeleton = self.skeleton = Skeleton(self.function, self._roots)
-            values = skeleton.values()
-            if values is None:
-                raise RegionError(
-                    f"the functions that {self.function.__qualname__} uses are being redefined "
-                    "while it is called; wait until they are"
-                )
-        return skeleton, values
+            values = skeleton.values()  # None if another thread has changed something meanwhile
+        raise RegionError(
+            f"the functions that {self.function.__qualname__} uses are being redefined "
+            "while it is called; wait until they are"
+        )
 
     def _acquainted(self, strangers: list[Any], skeleton: Skeleton) -> Skeleton | None:
         """Take up what no name had led to: the skeleton in this one's place, if it says the same.

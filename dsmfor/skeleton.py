@@ -108,7 +108,8 @@ class Skeleton:
 
     def _pickle(self) -> bytes:
         survey = self._survey
-        names = sorted(self.modules, key=list(survey.listing).index)
+        order = {name: n for n, name in enumerate(survey.listing)}
+        names = sorted(self.modules, key=lambda name: order.get(name, len(order)))
         modules = [(name, place_of(space_of(sys.modules[name]))) for name in names]
         design = Design(
             survey.spaces,

@@ -343,7 +343,7 @@ class Survey:
         self._seen[owner, id(reading)] = reading
         self.known.add(id(module))
         self._seen["module", id(module)] = module
-        for name in [n for n in space if n in reading.attributes or n == "__getattr__"]:
+        for name in [n for n in list(space) if n in reading.attributes or n == "__getattr__"]:
             self._look_up(owner, space, name, reading, bare=False)
 
     def _follow_imports(self, space: dict[str, Any], reading: Reading) -> None:
