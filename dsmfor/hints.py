@@ -111,7 +111,7 @@ def _lines(traceback: TracebackType | None) -> Iterator[tuple[set[str], list[Any
     """For each frame: the names in the line that failed, and the values of those that are local."""
     while traceback is not None:
         frame: FrameType = traceback.tb_frame
-        names: set[str] = set()
+        names = set(str(frame.f_globals.get("__name__")).split("."))  # its module's own names
         for instruction in dis.get_instructions(frame.f_code):
             place = instruction.positions
             if place is not None and place.lineno == traceback.tb_lineno:

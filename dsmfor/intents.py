@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dsmfor.payload import MISSING
+from dsmfor.design import MISSING
 
 __all__ = ["check_shareable", "names", "parse"]
 

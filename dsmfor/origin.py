@@ -44,7 +44,8 @@ def users(module: str) -> bool:
 
 def _below_packages(module: ModuleType) -> bool:
     """Whether a module's file lies in a folder for installed packages."""
-    spaces = vars(module)  # not getattr: a lazy module would be loaded by it
+    # By neither getattr nor vars: a lazy module would be loaded by them.
+    spaces = object.__getattribute__(module, "__dict__")
     places = [spaces.get("__file__"), *(list(spaces.get("__path__") or ()))]
     for place in places:
         if not isinstance(place, str):

@@ -29,9 +29,11 @@ from typing import Any, NoReturn
 import cloudpickle
 import numpy as np
 
+from dsmfor import arrays
+from dsmfor.modules import MADE, kind, registered, space_of
 from dsmfor.transit import Homeward, Table, Transit, arriving
 
-__all__ = ["dump", "importable", "load", "load_classes_anew"]
+__all__ = ["UNREMARKABLE", "dump", "importable", "load", "load_classes_anew"]
 
 _PROTOCOL = 5
 _CACHED = type(functools.lru_cache(len))
@@ -85,11 +87,8 @@ class _Cheap(pickle.Pickler):
             number = self.transit.numbers.get(id(value))
             if number is not None:
                 return _recall, (number,)
-        elif kind is ModuleType:
-            name: str = value.__name__
-            if sys.modules.get(name) is not value:
-                raise _NeedsCloudpickle
-            return import_module, (name,)
+        elif issubclass(kind, ModuleType):  # isinstance makes a lazy one load
+            return _module(value, self.transit) or _need_cloudpickle()
         elif isinstance(value, type):
             if _received and (reduced := _class_by_number(value)) is not None:
                 return reduced
@@ -101,6 +100,7 @@ class _Cheap(pickle.Pickler):
             return self.transit.other(value, kind, copyreg.dispatch_table)
         if not importable(value, self.own):
             raise _NeedsCloudpickle
+        self.transit.refer(value)
         return NotImplemented
 
 
@@ -119,9 +119,13 @@ class _General(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             number = self.transit.numbers.get(id(value))
             if number is not None:
                 return _recall, (number,)
+            self.transit.refer(value)
+        elif issubclass(type(value), ModuleType):
+            return _module(value, self.transit) or _module_by_value(value)
         elif isinstance(value, type):
             if _received and (reduced := _class_by_number(value)) is not None:
                 return reduced
+            self.transit.refer(value)
         elif (travel := getattr(type(value), "_travel", None)) is not None:
             return travel(value)
         elif type(value) is _CACHED and not importable(value, self.own):
@@ -132,6 +136,27 @@ class _General(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
         if isinstance(value, type) and vars(value).get("__slots__"):
             _make_slots(reduced, vars(value)["__slots__"])
         return reduced
+
+
+def _need_cloudpickle() -> NoReturn:
+    raise _NeedsCloudpickle
+
+
+def _module(value: ModuleType, transit: Transit) -> Any:
+    """How a module goes by its name, None if the other side cannot import this very one."""
+    transit.refer(value)
+    name = registered(value)
+    if name is None or (kind(name) == MADE and name != "__main__"):
+        return None
+    return import_module, (name,)
+
+
+def _module_by_value(value: ModuleType) -> Any:
+    """One made by code, or of which `sys.modules` has another: cloudpickle goes by the name."""
+    space = {name: item for name, item in space_of(value).items() if name != "__builtins__"}
+    for name in ("__spec__", "__loader__"):
+        space.pop(name, None)
+    return cloudpickle.cloudpickle.dynamic_subimport, (space.get("__name__", ""), space)
 
 
 def importable(value: Any, own: frozenset[str] = frozenset()) -> bool:
@@ -261,6 +286,10 @@ def _recall(number: int) -> FunctionType:
 
 def _outside() -> NoReturn:
     raise pickle.UnpicklingError("a function of a kernel was unpickled outside its worker")
+
+
+UNREMARKABLE = frozenset(map(id, (_recall, arrays.rebuild)))
+"""Ids of functions of ours that most dumps refer to."""
 
 
 def _own_switch() -> None:

@@ -19,10 +19,11 @@ from dsmfor.engines.crew import Ended
 from dsmfor.errors import PerformanceWarning, RegionError, RegionTimeout, WorkerDied
 from dsmfor.options import Options
 from dsmfor.outcome import Failure, revive, text_of
-from dsmfor.payload import Kernel, Skeleton
+from dsmfor.payload import Kernel
 from dsmfor.pickling import dump
 from dsmfor.reachable import ATOMS, reachable
 from dsmfor.sharing import Sharing
+from dsmfor.skeleton import Skeleton
 from dsmfor.transit import Outward
 
 __all__ = ["run"]
@@ -59,8 +60,6 @@ def run(
     RegionError, WorkerDied, RegionTimeout
     """
     began = time.perf_counter()
-    skeleton, values = kernel.refresh()
-    claims = sharing.claims(args, kwargs, skeleton, values)
     choices = (
         options.schedule or "static",
         options.chunk,
@@ -68,14 +67,20 @@ def run(
         None if sharing.everything_private else sharing.private,
         sharing.inward,
     )
-    stage = None
-    message = kernel.again(claims, choices)
+    message = stage = None
     try:
-        if message is None:
+        while message is None:
+            skeleton, values = kernel.refresh()
+            claims = sharing.claims(args, kwargs, skeleton, values)
+            message = kernel.again(claims, choices)
+            if message is not None:
+                break
             transit = Outward(
                 skeleton.numbers, claims.intents, sharing.everything_private, bool(claims.cleared)
             )
             message, stage = kernel.message(skeleton, claims, transit, choices)
+            if message is None:
+                continue
             sharing.check_met(claims, transit)
             if claims.cleared:
                 transit.clear(claims.cleared)

@@ -16,18 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsmfor import arrays
-from dsmfor.bytecode import assigned
+from dsmfor.bytecode import assigned, global_names
+from dsmfor.design import MISSING
 from dsmfor.errors import LostWriteError
 from dsmfor.intents import check_shareable, names, parse
-from dsmfor.payload import (
-    MISSING,
-    Claims,
-    Skeleton,
-    global_names,
-    own_modules,
-    reach,
-)
+from dsmfor.payload import Claims
 from dsmfor.reachable import reachable
+from dsmfor.skeleton import Skeleton, own_modules, reach
 from dsmfor.transit import Outward, Private
 
 __all__ = ["Sharing"]
@@ -290,6 +285,9 @@ class Sharing:
         known: set[str],
     ) -> Iterator[Any]:
         """What a dotted name means in this call."""
+        if exact := [value for name, value in captured if name == path.name]:
+            yield from exact  # of another module of the user
+            return
         roots = [arguments[path.root]] if path.root in arguments else []
         roots = roots or [value for name, value in captured if name == path.root]
         if not roots and path.root not in known:

@@ -17,11 +17,13 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from types import FunctionType, ModuleType
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 
 from dsmfor import arrays, filemaps
+from dsmfor.modules import INSTALLED, kind, space_of
 from dsmfor.origin import installed
 
 __all__ = ["Homeward", "Outward", "Plain", "Private", "Table", "Transit", "arriving"]
@@ -66,6 +68,9 @@ class Transit(Protocol):
     def reset(self) -> None:
         """The dump begins anew."""
 
+    def refer(self, value: Any) -> None:
+        """A function, class or module goes: one that the skeleton does not know is noted."""
+
     def array(self, value: np.ndarray) -> Any:
         """How an object that is exactly an ndarray crosses."""
 
@@ -91,6 +96,9 @@ class Homeward:
     def reset(self) -> None:
         """The dump begins anew."""
         self.segments.clear()
+
+    def refer(self, value: Any) -> None:
+        """The caller knows its own."""
 
     def array(self, value: np.ndarray) -> Any:
         """By handle if it lies in shared memory that lasts."""
@@ -128,6 +136,8 @@ class Outward:
         The arrays that went by handle: who lets go of them lets go of their memory.
     plain : dict of int to Plain
         The plain arrays that were met, by id, in the order of their numbers.
+    strangers : list of object
+        The user's functions, classes and modules that are none of the `known`, if that is given.
     """
 
     def __init__(
@@ -144,6 +154,8 @@ class Outward:
         self.shared: list[np.ndarray] = []
         self.plain: dict[int, Plain] = {}
         self.met: set[int] = set()  # ids of named arrays
+        self.known: set[int] | None = None  # ids of what the skeleton has surveyed
+        self.strangers: list[Any] = []
         self._positions: dict[int, int] = {}
         self._watched = watched
         self._live: list[np.ndarray] = []  # that need no copy
@@ -156,10 +168,23 @@ class Outward:
         self.shared.clear()
         self.plain.clear()
         self.met.clear()
+        self.strangers.clear()
         self._positions.clear()
         self._kept.clear()
         self._live.clear()
         self._private = 0
+
+    def refer(self, value: Any) -> None:
+        """Note a function, class or module of the user's that the skeleton does not know."""
+        known = self.known
+        if known is None or id(value) in known:
+            return
+        if type(value) is FunctionType and id(value.__code__) in known:
+            return
+        named = space_of(value).get("__name__") if issubclass(type(value), ModuleType) else None
+        module = named or value.__module__
+        if isinstance(module, str) and kind(module) != INSTALLED:
+            self.strangers.append(value)
 
     def array(self, value: np.ndarray) -> Any:
         """By handle, by the number of its staged copy, by file or by value."""

@@ -22,7 +22,9 @@ from dsmfor._native.block import LATE, Block, Page
 from dsmfor.engines.channel import MOST_DESCRIPTORS, send
 from dsmfor.engines.launch import Recruit, WardenLine
 from dsmfor.engines.pages import read_lacks
+from dsmfor.modules import specs
 from dsmfor.payload import Message
+from dsmfor.skeleton import Skeleton
 
 __all__ = ["Letters", "Worker"]
 
@@ -74,6 +76,8 @@ class Letters:
         self.segments: set[int] = set()  # known to all workers
         self.skeletons: set[int] = set()
         self.retired: set[int] = set()  # skeletons for all to forget
+        # The user's modules, with their __spec__, as workers may have imported them.
+        self.modules = specs()
 
     def newcomers(self) -> None:
         """There are workers who have been sent nothing."""
@@ -129,6 +133,7 @@ class Letters:
             if skeleton.serial not in worker.skeletons:
                 self.send(rank, "skeleton", (skeleton.serial, skeleton.data))
                 worker.skeletons.add(skeleton.serial)
+                self.modules |= skeleton.modules
             new = message.segments - (worker.segments - worker.doubted)
             self.introduce(rank, worker, sorted(new))
         self.skeletons -= self.retired
@@ -144,6 +149,13 @@ class Letters:
                 self.send(rank, "settings", *self.line.lookout.since(worker.settings))
                 worker.settings = self.line.version
         self.version = self.line.version
+
+    def outdated(self, skeleton: Skeleton) -> bool:
+        """Whether workers may have imported what the caller has reloaded since."""
+        if skeleton.serial in self.skeletons:
+            return False
+        known = self.modules
+        return any(known.get(name, spec) is not spec for name, spec in skeleton.modules.items())
 
     def introduce(self, rank: int, worker: Worker, new: list[int]) -> None:
         """Give a worker the descriptors of segments that it does not know."""

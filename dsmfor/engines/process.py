@@ -27,7 +27,8 @@ from dsmfor.engines.housekeeping import Housekeeper
 from dsmfor.engines.launch import WardenGone, WardenLine
 from dsmfor.engines.quarantine import Quarantine, see_off
 from dsmfor.errors import DSMError, WorkerDied
-from dsmfor.payload import Message, retired
+from dsmfor.payload import Message
+from dsmfor.skeleton import Skeleton, retired
 
 __all__ = ["housekeep", "run", "shutdown", "team_pids"]
 
@@ -71,7 +72,7 @@ def run(size: int, message: Message, seed: int = 0, timeout: float | None = None
         raise ValueError(f"a team has at most {_MOST_RANKS} workers, got workers={size}")
     crew: Crew | None = None
     try:
-        crew = _take(size)
+        crew = _take(size, message.skeleton)
         if retired:
             _retire()
         return crew.region(size, message, seed, timeout)
@@ -107,17 +108,22 @@ def _retire() -> None:
             crew.letters.retired |= gone
 
 
-def _take(size: int) -> Crew:
+def _take(size: int, skeleton: Skeleton) -> Crew:
     """An idle crew, made ready for a region of `size` ranks."""
     with _guard:
         for crew in reversed(_idle):  # the one that was used last, first
-            if len(crew.workers) == size and crew.ready() and not _pending():
+            if (
+                len(crew.workers) == size
+                and crew.ready()
+                and not _pending()
+                and not crew.letters.outdated(skeleton)
+            ):
                 _idle.remove(crew)
                 return crew
-        return _prepare(size)
+        return _prepare(size, skeleton)
 
 
-def _prepare(size: int) -> Crew:
+def _prepare(size: int, skeleton: Skeleton) -> Crew:
     """A crew for `size` ranks when none is just right: one that grows, or a new one."""
     if _line is not None and _line.gone():
         _forget()
@@ -128,7 +134,7 @@ def _prepare(size: int) -> Crew:
         _spread()
     _disband_lost()
     see_off()
-    for crew in [crew for crew in _idle if crew.letters.spoilt]:
+    for crew in [c for c in _idle if c.letters.spoilt or c.letters.outdated(skeleton)]:
         _idle.remove(crew)
         crew.disband()
     if _idle:

@@ -347,7 +347,7 @@ class Worker:
                         "failed in another rank"
                     )
                 if order.parcel.environment is not None and order.private is not None:
-                    snapshots = Snapshots(bound.named(), order.private)
+                    snapshots = Snapshots(bound.named(everywhere=False), order.private)
                 value = bound.kernel(*bound.args, **bound.kwargs)
                 self.running = False
             finally:
@@ -404,8 +404,7 @@ class Worker:
     def pack(self, outcome: Outcome) -> bytes:
         """Pickle what the caller gets; what cannot be pickled is a failure that says so."""
         try:
-            assert self.order is not None
-            transit = Homeward(self.order.copied)
+            transit = Homeward(self.order.copied if self.order is not None else frozenset())
             data = dump(outcome, transit)
             self.broker.export(transit.segments, self.broker.exported)
             return data
