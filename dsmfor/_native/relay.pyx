@@ -14,7 +14,7 @@ import sys
 
 from libc.stdint cimport uint8_t
 from libc.stdlib cimport free, malloc
-from libc.stdio cimport FILE, _IOLBF, fflush, setvbuf, stdout
+from libc.stdio cimport BUFSIZ, FILE, _IOLBF, fflush, setvbuf, stdout
 
 from posix.unistd cimport close
 
@@ -179,9 +179,13 @@ cdef write(object target, bytes data):
     target.write(text)
 
 
+# A buffer that glibc makes for a line-buffered stream by itself writes every part of a line alone.
+cdef char[BUFSIZ] stdio_buffer
+
+
 def line_buffered():
     """Have C code of this process write its stdout line by line, whatever the descriptor is."""
-    setvbuf(stdout, NULL, _IOLBF, 4096)
+    setvbuf(stdout, stdio_buffer, _IOLBF, BUFSIZ)
 
 
 def show_unfinished():
