@@ -14,6 +14,7 @@ Guarantees
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -23,6 +24,7 @@ from typing import Any, Literal, NamedTuple, Protocol, cast
 import numpy as np
 
 from dsmfor import arrays, filemaps
+from dsmfor._native import registry
 from dsmfor.modules import INSTALLED, kind, space_of
 from dsmfor.origin import installed
 
@@ -248,11 +250,7 @@ class Outward:
         for array in outs:
             array[...] = np.zeros((), array.dtype)
         for array, values in kept:
-            handle = arrays.handle(array)
-            if handle is not None:
-                array = arrays.rebuild((*handle[:5], True))
-            if array.flags.writeable:
-                np.copyto(array, values)
+            np.copyto(_writable(array), values)
 
     def _by_value(self, value: np.ndarray) -> Any:
         """A copy that may be written, whatever the original says."""
@@ -311,6 +309,14 @@ class Outward:
             self._border(-1),
         )
         return *made, rest, None, None, _complete
+
+
+def _writable(array: np.ndarray) -> np.ndarray:
+    """The same elements, for memory that may be written though this view of it may not."""
+    low, high = registry.span(array)
+    raw = memoryview((ctypes.c_char * (high - low)).from_address(low))
+    start = array.__array_interface__["data"][0] - low
+    return np.ndarray(array.shape, array.dtype, raw, start, array.strides)
 
 
 class _Border:

@@ -585,6 +585,19 @@ def test_a_memory_map_of_intent_out_starts_zeroed(mapped: np.memmap) -> None:
     assert not mapped.any()
 
 
+@pytest.mark.parametrize("view", [lambda m: m[:1], lambda m: np.broadcast_to(m, (2, 4, 500))])
+def test_what_a_memory_map_of_intent_in_brings_is_not_zeroed_by_one_of_intent_out(
+    mapped: np.memmap, view: Callable[[np.memmap], np.ndarray]
+) -> None:
+    @dsm.parallel(workers=2, shared={"a": "in", "c": "out"})
+    def kernel(c: np.ndarray, a: np.ndarray) -> float:
+        return float(a.sum())
+
+    part = view(mapped)
+    wanted = float(part.sum())
+    assert kernel(mapped, part) == [wanted, wanted]
+
+
 @pytest.mark.parametrize("fate", ["deleted", "replaced", "copy on write"])
 def test_a_memory_map_without_its_file_is_copied_as_a_plain_array(
     fate: str, mapped: np.memmap, tmp_path: Path
