@@ -25,6 +25,7 @@ import made them.
 from __future__ import annotations
 
 import pickle
+import struct
 from collections import deque
 from operator import is_
 from types import CellType, FunctionType
@@ -42,9 +43,10 @@ from dsmfor.transit import Outward, Table
 
 __all__ = [
     "Claims",
+    "Heading",
     "Kernel",
     "Message",
-    "Parcel",
+    "open_message",
 ]
 _MOST_ROOTS = 256  # a call with more of them surveys them again and again
 _MOST_ROUNDS = 8
@@ -77,20 +79,29 @@ class Message(NamedTuple):
     """What a region sends to its workers."""
 
     skeleton: Skeleton
-    data: bytes  # of a `Parcel`
+    data: bytes  # a heading and an environment: see `open_message`
     segments: set[int]  # that it names
     arrays: list[np.ndarray]  # that it names: they live for as long as the message
 
 
-class Parcel(NamedTuple):
-    """The message as a worker reads it."""
+class Heading(NamedTuple):
+    """What a message says besides the environment; often it says the same as the last one's."""
 
     serial: int  # of the skeleton
     choices: tuple[Any, ...]
-    staged: int  # segment of the staged arrays, 0 if there are none; it will not last
-    table: Table  # of the staged arrays
-    fixed: frozenset[int]  # offsets of those that are read-only in the caller
-    environment: bytes | None  # slots' values and arguments; None if there are neither
+    staged: int = 0  # segment of the staged arrays, 0 if there are none; it will not last
+    table: Table = []  # noqa: RUF012  # of the staged arrays; never changed
+    fixed: frozenset[int] = frozenset()  # offsets of those that are read-only in the caller
+
+
+_LENGTH = struct.Struct("=I")  # of a heading, which comes first
+
+
+def open_message(data: bytes) -> tuple[bytes, memoryview]:
+    """The heading and the environment of a message; the latter is empty if there is none."""
+    (length,) = _LENGTH.unpack_from(data)
+    end = _LENGTH.size + length
+    return data[_LENGTH.size : end], memoryview(data)[end:]
 
 
 class Kernel:
@@ -109,6 +120,7 @@ class Kernel:
         self.weighed: Skeleton | None = None  # whose captured data was weighed last
         self._rounds = 0  # of surveys for one call
         self._roots: deque[Any] = deque(maxlen=_MOST_ROOTS)  # met when something was pickled
+        self._heading: tuple[Heading, bytes] | None = None
         self._last: tuple[list[Any], tuple[Any, ...], Message] | None = None
 
     def refresh(self) -> tuple[Skeleton, list[Any]]:
@@ -140,6 +152,17 @@ class Kernel:
         self._last = None
         return None
 
+    def _written(self, heading: Heading) -> bytes:
+        """A heading with its length before it."""
+        last = self._heading
+        if last is not None and last[0] == heading:
+            return last[1]
+        data = pickle.dumps(tuple(heading), pickle.HIGHEST_PROTOCOL)
+        written = _LENGTH.pack(len(data)) + data
+        if not heading.staged:
+            self._heading = heading, written
+        return written
+
     def again(self, claims: Claims, choices: tuple[Any, ...]) -> Message | None:
         """The last message, as the same object, if it says what this call has to say.
 
@@ -160,9 +183,8 @@ class Kernel:
         """
         args, kwargs, values = claims.args, claims.kwargs, claims.values
         alone = not args and not kwargs
-        environment, stage, staged = None, None, 0
-        table: Table = []
-        fixed: frozenset[int] = frozenset()
+        environment, stage = b"", None
+        heading = Heading(skeleton.serial, choices)
         if not alone or not skeleton.constant:
             try:
                 environment = skeleton.pack(values, args, kwargs, transit)
@@ -174,10 +196,9 @@ class Kernel:
                 return None, None
             if transit.plain:
                 stage = Stage(transit.plain.values())
-                table, staged, fixed = stage.table, stage.segment, stage.fixed
-                transit.segments.add(staged)
-        parcel = Parcel(skeleton.serial, choices, staged, table, fixed, environment)
-        data = pickle.dumps(tuple(parcel), pickle.HIGHEST_PROTOCOL)
+                heading = Heading(*heading[:2], stage.segment, stage.table, stage.fixed)
+                transit.segments.add(stage.segment)
+        data = self._written(heading) + environment
         message = Message(skeleton, data, transit.segments, transit.shared)
         if alone and all(type(value) in ATOMS for value in values):
             self._last = values, choices, message

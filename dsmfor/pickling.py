@@ -84,6 +84,8 @@ class _Cheap(pickle.Pickler):
         if kind is np.ndarray:
             return self.transit.array(value)
         if kind is FunctionType:
+            if value is arrays.rebuild:
+                return NotImplemented
             number = self.transit.numbers.get(id(value))
             if number is not None:
                 return _recall, (number,)
@@ -237,7 +239,9 @@ _loading = _Loading()
 
 
 def load(
-    data: bytes, functions: list[FunctionType] | None = None, table: Table | None = None
+    data: bytes | memoryview,
+    functions: list[FunctionType] | None = None,
+    table: Table | None = None,
 ) -> Any:
     """What `dump` was given.
 
@@ -258,7 +262,7 @@ def load(
         arriving.table = []
 
 
-def load_classes_anew(data: bytes, functions: list[FunctionType], table: Table) -> Any:
+def load_classes_anew(data: bytes | memoryview, functions: list[FunctionType], table: Table) -> Any:
     """`load`, in a worker, of what came from the caller.
 
     Classes that travel by value are made anew, so that nothing is left of what an earlier kernel,

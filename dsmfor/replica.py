@@ -47,6 +47,7 @@ from dsmfor.design import (
 from dsmfor.imported import Absent, Spot, bring_in, edited, find
 from dsmfor.modules import space_of
 from dsmfor.pickling import load, load_classes_anew
+from dsmfor.snapshots import QUIET
 from dsmfor.transit import Table
 
 __all__ = ["Bound", "Replica"]
@@ -73,6 +74,11 @@ class Bound(NamedTuple):
     slots: list[Slot]
     values: list[Any]
     spots: list[Spot | None]  # of the slots in imported modules
+
+    def may_change(self) -> bool:
+        """Whether any of it is of a kind that a kernel may change in vain."""
+        kinds = {*map(type, self.args), *map(type, self.kwargs.values()), *map(type, self.values)}
+        return not kinds <= QUIET
 
     def named(self, *, everywhere: bool = True) -> Iterator[tuple[str, Any]]:
         """Arguments and captured variables, by the names that the user gave them.
@@ -292,7 +298,7 @@ class Replica:
 
     # -- run after run -------------------------------------------------------------------------
 
-    def bind(self, environment: bytes | None, table: Table) -> Bound:
+    def bind(self, environment: bytes | memoryview, table: Table) -> Bound:
         """Fill every slot.
 
         Without an environment there are neither slots nor arguments.
@@ -304,7 +310,7 @@ class Replica:
         for function, _, defaults in self._own:
             if defaults is not None:
                 function.__defaults__ = defaults
-        if environment is None:
+        if not environment:
             return Bound(self.functions[0], (), {}, [], [], [])
         values, args, kwargs = load_classes_anew(environment, self.functions, table)
         for n, (slot, value, spot) in enumerate(zip(self._slots, values, self._spots, strict=True)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import copy
 import inspect
+import itertools
 from collections.abc import Iterator, Sequence
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -185,47 +186,44 @@ class Sharing:
         if self._silent:
             if not (args or kwargs or values or self.parameters):
                 return Claims(args, kwargs, values, {}, [], [])
-            self._note_parameters(self.bind(args, kwargs).values(), intents)
+            given: Any = args
+            if kwargs or len(args) != len(self.parameters):
+                given = self.bind(args, kwargs).values()
+            self._note_parameters(given, intents)
             for _, value in skeleton.captured(values):
                 if type(value) is np.ndarray:
                     intents.setdefault(id(value), "unnamed")
             return Claims(args, kwargs, values, intents, [], [])
         arguments = self.bind(args, kwargs)
-        captured = [(n, v) for n, v in skeleton.captured(values) if n not in arguments]
+        captured = (
+            [(n, v) for n, v in skeleton.captured(values) if n not in arguments] if values else []
+        )
         if not self.explicit:
             self._note_parameters(
                 (v for n, v in arguments.items() if _parameter(n) not in self.private), intents
             )
-        known = {*map(_parameter, arguments), *self.parameters}
-        for name, value in [*arguments.items(), *captured]:
-            intent = self.intents.get(_parameter(name))
-            known.add(name)
-            if intent == "private":
-                if type(value) is not np.ndarray:  # one that is has a copy even of what is shared
-                    _claim(name, value, intent, intents)
-            elif intent is not None:
-                _claim(name, value, intent, intents)
-            elif type(value) is np.ndarray:
-                intents.setdefault(id(value), "unnamed")
+        cleared = []
+        for name, value in itertools.chain(arguments.items(), captured):
+            intent = self.intents.get(name)
+            if intent is None and self.variadic and name.startswith(f"{self.variadic}["):
+                intent = self.intents.get(self.variadic)
+            if intent is None:
+                if type(value) is np.ndarray:
+                    intents.setdefault(id(value), "unnamed")
+            elif intent != "private" or type(value) is not np.ndarray:
+                _claim(name, value, intent, intents)  # a private ndarray may be shared, too
+                if intent == "out":
+                    cleared.append(value)
         named = []
-        cleared = [
-            value
-            for name, value in [*arguments.items(), *captured]
-            if self.intents.get(_parameter(name)) == "out"
-        ]
         for path in self.paths:
-            for value in self._follow(path, arguments, captured, known):
+            for value in self._follow(path, arguments, captured):
                 _claim(path.name, value, path.intent, intents)
                 named.append((path.name, value))
                 if path.intent == "out":
                     cleared.append(value)
         for name, intent in self.intents.items():
-            if name not in known:
-                raise ValueError(
-                    f"{_option(intent)} names {name!r}, which is neither a parameter nor captured "
-                    "by the kernel or a helper of its module; it could be "
-                    f"{', '.join(map(repr, sorted(known))) or 'nothing'}"
-                )
+            if name not in arguments and name not in self._names_of(arguments, captured):
+                raise self._unknown(name, intent, arguments, captured)
         if self.private:
             args, kwargs, values = self._privatise(args, kwargs, skeleton, values)
         return Claims(args, kwargs, values, intents, named, cleared)
@@ -277,12 +275,22 @@ class Sharing:
             if type(value) is np.ndarray:
                 intents[id(value)] = "inout" if value.flags.writeable else "in"
 
-    @staticmethod
+    def _names_of(self, arguments: dict[str, Any], captured: list[tuple[str, Any]]) -> set[str]:
+        """All names that a call has something for, or could have."""
+        return {*map(_parameter, arguments), *self.parameters, *(name for name, _ in captured)}
+
+    def _unknown(
+        self, name: str, intent: str, arguments: dict[str, Any], captured: list[tuple[str, Any]]
+    ) -> ValueError:
+        known = ", ".join(map(repr, sorted(self._names_of(arguments, captured)))) or "nothing"
+        return ValueError(
+            f"{_option(intent)} names {name!r}, and {name.partition('.')[0]!r} is neither a "
+            "parameter nor captured by the kernel or a helper of its module; it could be "
+            f"{known}"
+        )
+
     def _follow(
-        path: _Path,
-        arguments: dict[str, Any],
-        captured: list[tuple[str, Any]],
-        known: set[str],
+        self, path: _Path, arguments: dict[str, Any], captured: list[tuple[str, Any]]
     ) -> Iterator[Any]:
         """What a dotted name means in this call."""
         if exact := [value for name, value in captured if name == path.name]:
@@ -290,12 +298,8 @@ class Sharing:
             return
         roots = [arguments[path.root]] if path.root in arguments else []
         roots = roots or [value for name, value in captured if name == path.root]
-        if not roots and path.root not in known:
-            raise ValueError(
-                f"{_option(path.intent)} names {path.name!r}, and {path.root!r} is neither a "
-                "parameter nor captured by the kernel or a helper of its module; it could be "
-                f"{', '.join(map(repr, sorted(known))) or 'nothing'}"
-            )
+        if not roots and path.root not in self._names_of(arguments, captured):
+            raise self._unknown(path.name, path.intent, arguments, captured)
         for root in roots:
             value, sofar = root, path.root
             for attribute in path.attributes:
@@ -360,7 +364,8 @@ def _claim(name: str, value: Any, intent: str, intents: dict[int, str]) -> None:
                     raise ValueError(_BOTH.format(label, "private", "shared"))
                 intents[id(found)] = intent
         return
-    check_shareable(name, value)
+    if type(value) is not np.ndarray or value.dtype.hasobject:
+        check_shareable(name, value)
     if intent != "in" and not value.flags.writeable:
         raise ValueError(
             f"shared names {name!r} for writing, and the array is read-only; "

@@ -21,7 +21,7 @@ import numpy as np
 from dsmfor.errors import LostWriteError
 from dsmfor.reachable import ATOMS, attributes, reachable
 
-__all__ = ["Snapshots"]
+__all__ = ["QUIET", "Snapshots"]
 
 _LISTS = (list, deque)
 _BYTES = (bytearray,)
@@ -31,7 +31,8 @@ _RETURN = (
     "Return the value (the call gives a list by rank, or what reduce= makes of it), write numbers "
     "into a shared array"
 )
-_QUIET = ATOMS | {np.ndarray, FunctionType, BuiltinFunctionType, ModuleType, type}
+QUIET = ATOMS | {np.ndarray, FunctionType, BuiltinFunctionType, ModuleType, type}
+"""Types of values in which a kernel changes nothing that the caller would miss."""
 
 
 class _Change(NamedTuple):
@@ -56,7 +57,7 @@ class Snapshots:
     def __init__(self, named: Iterable[tuple[str, Any]], private: frozenset[str]) -> None:
         self._taken: list[tuple[str, Any, Callable[[], _Change | None]]] = []
         for name, value in named:
-            if type(value) in _QUIET or name in private:
+            if type(value) in QUIET or name in private:
                 continue
             for label, found in reachable(name, value):
                 if not _within(label, private):

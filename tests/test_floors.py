@@ -79,7 +79,7 @@ SIDEWAYS = {
     "skeleton": {"design", "pickling", "reachable", "survey", "transit"},
     "payload": {"pickling", "reachable", "skeleton", "staging", "transit"},
     "imported": {"design"},
-    "replica": {"design", "imported", "pickling", "transit"},
+    "replica": {"snapshots", "design", "imported", "pickling", "transit"},
     "outcome": {"pickling"},
     "engines": {"engines"},
     "sharing": {"intents"},

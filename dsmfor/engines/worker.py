@@ -42,7 +42,7 @@ from dsmfor.engines.surroundings import redirect, set_filters, set_numerics
 from dsmfor.errors import DSMError, SharedMemoryFull
 from dsmfor.hints import note_read_only
 from dsmfor.outcome import Outcome, Stop, describe_failure
-from dsmfor.payload import Parcel
+from dsmfor.payload import Heading, open_message
 from dsmfor.pickling import dump
 from dsmfor.replica import Replica
 from dsmfor.snapshots import Snapshots
@@ -87,7 +87,7 @@ class Post:
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """A region's message, read."""
+    """The heading of a region's message, read."""
 
     replica: Replica
     settings: Settings
@@ -95,7 +95,7 @@ class _Order:
     private: frozenset[str] | None  # names whose values may be changed; None for all
     inward: frozenset[str]  # names of intent 'in'
     copied: frozenset[int]  # segments that the caller reuses after the call
-    parcel: Parcel
+    heading: Heading
 
 
 def main(post: Post, caller: socket.socket, warden: socket.socket) -> None:
@@ -128,7 +128,9 @@ class Worker:
         self.skeletons: dict[int, bytes] = {}  # received, to be unpickled at their first region
         self.replicas: dict[int, Replica] = {}
         self.edition = 0  # of the message that `order` was made of
+        self.heading = b""  # that `order` was made of
         self.order: _Order | None = None
+        self.environment: bytes | memoryview = b""  # of the message
         self.mapped: dict[int, object] = {}  # what keeps the caller's segments mapped
         self.freed: deque[int] = deque()  # segments of ours that are gone
         self.lacking = ""  # why the last letter was not taken
@@ -334,7 +336,7 @@ class Worker:
                 self.edition, self.order = edition, order
             if order.blas != self.blas:
                 self.limit_blas(order.blas)
-            bound = order.replica.bind(order.parcel.environment, order.parcel.table)
+            bound = order.replica.bind(self.environment, order.heading.table)
             member.settings = order.settings
             member.seed = seed
             block.phase(self.rank, _COMPUTING)
@@ -346,7 +348,7 @@ class Worker:
                         f"rank {self.rank} of {size} had not begun the kernel when the region "
                         "failed in another rank"
                     )
-                if order.parcel.environment is not None and order.private is not None:
+                if order.private is not None and bound.may_change():
                     snapshots = Snapshots(bound.named(everywhere=False), order.private)
                 value = bound.kernel(*bound.args, **bound.kwargs)
                 self.running = False
@@ -360,7 +362,7 @@ class Worker:
         except BaseException as error:
             member.fail()
             if bound is not None and order is not None:
-                note_read_only(error, bound.named(), order.inward, order.parcel.fixed)
+                note_read_only(error, bound.named(), order.inward, order.heading.fixed)
             return Outcome(failure=describe_failure(error, self.note(size)))
         finally:
             del bound, snapshots, value
@@ -368,23 +370,20 @@ class Worker:
     def read_order(self, length: int) -> _Order:
         """Unpickle a region's message."""
         message = self.read_bulk() if length == BY_LETTER else read_body(self.mailbox, length)
-        parcel = Parcel(*pickle.loads(message))
-        replica = self.replicas.get(parcel.serial)
+        data, self.environment = open_message(message)
+        if self.order is not None and data == self.heading:
+            return self.order
+        heading = Heading(*pickle.loads(data))
+        replica = self.replicas.get(heading.serial)
         if replica is None:
             with warnings.catch_warnings():  # the caller has imported it all, under other filters
                 warnings.simplefilter("ignore")
-                replica = self.replicas[parcel.serial] = Replica(self.skeletons[parcel.serial])
-        schedule, chunk, blas, private, inward = parcel.choices
-        copied = frozenset({parcel.staged} if parcel.staged else ())
-        return _Order(
-            replica,
-            Settings(schedule, chunk),
-            blas,
-            private,
-            inward,
-            copied,
-            parcel,
-        )
+                replica = self.replicas[heading.serial] = Replica(self.skeletons[heading.serial])
+        schedule, chunk, blas, private, inward = heading.choices
+        copied = frozenset({heading.staged} if heading.staged else ())
+        settings = Settings(schedule, chunk)
+        self.heading = data
+        return _Order(replica, settings, blas, private, inward, copied, heading)
 
     def read_bulk(self) -> bytes:
         if self.bulk is None:
