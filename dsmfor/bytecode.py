@@ -6,13 +6,16 @@ What the names stand for is skeleton.py's.
 from __future__ import annotations
 
 import dis
+import sys
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from types import CodeType
 from typing import NamedTuple
 
-__all__ = ["NOTHING", "Reading", "assigned", "assigns_globals", "global_names", "read"]
+__all__ = ["NOTHING", "Reading", "assigns_globals", "global_names", "read"]
 
+_SMALL = 4096  # bytes of constants
 _LOOKS_UP = {
     "LOAD_GLOBAL",
     "LOAD_NAME",
@@ -34,26 +37,11 @@ _GLOBAL = {"STORE_GLOBAL", "DELETE_GLOBAL"}
 _CELL = {"STORE_DEREF", "DELETE_DEREF"}
 
 
-def assigned(
-    code: CodeType, outer: frozenset[str] | None = None
-) -> Iterator[tuple[str, str, int | None]]:
+def _assigned(code: CodeType, outer: frozenset[str]) -> Iterator[tuple[str, str, int | None]]:
     """Variables outside a function that it assigns or deletes, by statement.
 
-    Parameters
-    ----------
-    code : code
-        Of a function; code nested in it counts.
-    outer : frozenset of str, optional
-        Names that belong to functions around the outermost one. Default: this one's free variables.
-
-    Yields
-    ------
-    name : str
-    kind : {"global", "nonlocal"}
-    line : int
+    `outer`: names that belong to functions around the outermost one.
     """
-    if outer is None:
-        outer = frozenset(code.co_freevars)
     for instruction in dis.get_instructions(code):
         line = instruction.positions.lineno if instruction.positions else None
         if instruction.opname in _GLOBAL:
@@ -62,7 +50,7 @@ def assigned(
             yield instruction.argval, "nonlocal", line
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from assigned(constant, outer.intersection(constant.co_freevars))
+            yield from _assigned(constant, outer.intersection(constant.co_freevars))
 
 
 class Reading(NamedTuple):
@@ -72,13 +60,17 @@ class Reading(NamedTuple):
     attributes: frozenset[str]  # of whatever object; also strings that may be names of some
     imports: tuple[tuple[int, str], ...]  # level (the dots), dotted name
     assigned: frozenset[str]  # globals and attributes that it sets or deletes
+    outside: tuple[tuple[str, str, int | None], ...]  # of variables: name, kind and line
     assigns_globals: bool  # by statement, or by a function that can
 
 
-NOTHING = Reading((), frozenset(), (), frozenset(), False)
+NOTHING = Reading((), frozenset(), (), frozenset(), (), False)
 
-# Code that is equal names the same things, so whoever asks first asks for all.
+
+# Code that is equal names the same things, so whoever asks first asks for all. Entries go with
+# their code, and small code that was read lately stays: a worker gets it anew with each skeleton.
 _known: weakref.WeakKeyDictionary[CodeType, Reading] = weakref.WeakKeyDictionary()
+_lately: deque[CodeType] = deque(maxlen=256)
 
 
 def read(code: CodeType) -> Reading:
@@ -86,6 +78,8 @@ def read(code: CodeType) -> Reading:
     reading = _known.get(code)
     if reading is None:
         reading = _known[code] = _read(code)
+        if sum(map(sys.getsizeof, code.co_consts)) <= _SMALL:
+            _lately.append(code)
     return reading
 
 
@@ -124,7 +118,14 @@ def _read(code: CodeType) -> Reading:
             imports.update(dict.fromkeys(inner.imports))
             changed |= inner.assigned
             changes = changes or inner.assigns_globals
-    return Reading(tuple(names), frozenset(attributes), tuple(imports), frozenset(changed), changes)
+    return Reading(
+        tuple(names),
+        frozenset(attributes),
+        tuple(imports),
+        frozenset(changed),
+        tuple(_assigned(code, frozenset(code.co_freevars))),
+        changes,
+    )
 
 
 def global_names(code: CodeType) -> Iterator[str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+from operator import is_
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +36,7 @@ MADE = 2  # the user's, made by code (exec, types.ModuleType): there is nothing 
 
 _STANDARD = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
 _OURS = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_listed: tuple[list[str], list[Any], list[str]] = [], [], []  # all, and which are the user's
 # Name -> (namespace, spec, kind): true as long as the first two are the module's.
 _kinds: dict[str, tuple[Any, Any, int]] = {}
 
@@ -107,7 +109,11 @@ def home(space: dict[str, Any]) -> str | None:
 
 def listing() -> dict[str, int]:
     """The user's modules, in the order in which this program began to import them."""
-    return {name: found for name in list(sys.modules) if (found := kind(name)) != INSTALLED}
+    global _listed
+    names, modules = list(sys.modules), list(sys.modules.values())
+    if names != _listed[0] or not all(map(is_, modules, _listed[1])):
+        _listed = names, modules, [name for name in names if kind(name) != INSTALLED]
+    return {name: found for name in _listed[2] if (found := kind(name)) != INSTALLED}
 
 
 def specs() -> dict[str, Any]:

@@ -17,13 +17,14 @@ import functools
 import gc
 import io
 import itertools
+import marshal
 import os
 import pickle
 import sys
 import threading
 from collections.abc import MutableMapping
 from importlib import import_module
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, NoReturn
 
 import cloudpickle
@@ -96,6 +97,8 @@ class _Cheap(pickle.Pickler):
                 return reduced
         elif kind is _CACHED:
             raise _NeedsCloudpickle
+        elif kind is CodeType:
+            return marshal.loads, (marshal.dumps(value),)
         elif (travel := getattr(kind, "_travel", None)) is not None:
             return travel(value)
         else:
@@ -203,7 +206,14 @@ def dump(value: object, transit: Transit | None = None, own: frozenset[str] = fr
     file = io.BytesIO()
     try:
         _Cheap(file, transit, own).dump(value)
-    except (_NeedsCloudpickle, pickle.PicklingError, TypeError, AttributeError, ImportError):
+    except (
+        _NeedsCloudpickle,
+        pickle.PicklingError,
+        TypeError,
+        ValueError,  # of code with constants that no compiler makes
+        AttributeError,
+        ImportError,
+    ):
         transit.reset()
         file = io.BytesIO()
         with _switch:

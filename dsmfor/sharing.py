@@ -16,15 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsmfor import arrays
-from dsmfor.bytecode import assigned, global_names
+from dsmfor.bytecode import global_names, read
 from dsmfor.design import MISSING
 from dsmfor.errors import LostWriteError
 from dsmfor.intents import check_shareable, names, parse
 from dsmfor.payload import Claims
 from dsmfor.reachable import reachable
 from dsmfor.skeleton import Skeleton, own_modules, reach
-from dsmfor.transit import Outward, Private
+from dsmfor.transit import Outward, Private, clear, is_live
 
 __all__ = ["Sharing"]
 
@@ -125,7 +124,7 @@ class Sharing:
         for function in functions:
             if (function.__module__ or "__main__") not in own:
                 continue
-            for name, kind, line in assigned(function.__code__):
+            for name, kind, line in read(function.__code__).outside:
                 if name not in self.private:
                     raise LostWriteError(
                         f"{function.__qualname__} assigns the {kind} variable {name!r} in line "
@@ -204,9 +203,7 @@ class Sharing:
             )
         cleared = []
         for name, value in itertools.chain(arguments.items(), captured):
-            intent = self.intents.get(name)
-            if intent is None and self.variadic and name.startswith(f"{self.variadic}["):
-                intent = self.intents.get(self.variadic)
+            intent = self._intent_of(name)
             if intent is None:
                 if type(value) is np.ndarray:
                     intents.setdefault(id(value), "unnamed")
@@ -236,26 +233,47 @@ class Sharing:
         What would arrive read-only does, as a view; what starts as zeros does; what is private is
         a copy. Captured variables and attributes are those of the caller.
         """
-        if self._silent or not (args or kwargs):
+        if self._silent or not self.parameters:
             return args, kwargs
-        order = [*self.positional, *[self.variadic] * (len(args) - len(self.positional))]
-        args = tuple(self._as_there(n, v) for n, v in zip(order, args, strict=False))
-        return args, {name: self._as_there(name, value) for name, value in kwargs.items()}
+        arguments = self.bind(args, kwargs)
+        intents: dict[int, str] = {}
+        for name, value in arguments.items():
+            intent = self._intent_of(name)
+            if intent not in (None, "private"):
+                _claim(name, value, str(intent), intents)
+        given = [value for value in arguments.values() if isinstance(value, np.ndarray)]
+        outs = [array for array in given if intents.get(id(array)) == "out"]
+        clear(outs, [array for array in given if intents.get(id(array)) != "out"])
+        there = {name: self._as_there(name, value, intents) for name, value in arguments.items()}
+        names = [*self.positional, *(n for n in arguments if n.startswith(f"{self.variadic}["))]
+        args = tuple(there[name] for name, _ in zip(names, args, strict=False))
+        defaults = {
+            name: value
+            for name, value in there.items()
+            if value is not arguments[name] and name not in names[: len(args)]
+        }
+        return args, {**{name: there[name] for name in kwargs}, **defaults}
 
-    def _as_there(self, name: str, value: Any) -> Any:
-        intent = self.intents.get(name)
-        if intent == "private" or (self.everything_private and intent is None):
-            return value if intent is None and arrays.is_shared(value) else copy.deepcopy(value)
-        if intent is not None:
-            check_shareable(name, value)
-        if intent == "out":
-            value[...] = np.zeros((), value.dtype)
-        elif type(value) is np.ndarray and (
-            intent == "in" or (intent is None and self.explicit and not arrays.is_shared(value))
-        ):
+    def _as_there(self, name: str, value: Any, intents: dict[int, str]) -> Any:
+        """One argument as a worker would have it."""
+        named = self._intent_of(name)
+        if named == "private" or (self.everything_private and named is None):
+            live = isinstance(value, np.ndarray) and is_live(value)
+            return value if named is None and live else copy.deepcopy(value)
+        if type(value) is not np.ndarray:
+            return value
+        intent = intents.get(id(value), "inout" if not self.explicit else "unnamed")
+        if intent == "in" or (intent == "unnamed" and not is_live(value)):
             value = value.view()
             value.flags.writeable = False
         return value
+
+    def _intent_of(self, name: str) -> str | None:
+        """What the user says of an argument; ``rest[2]`` is one of ``*rest``."""
+        intent = self.intents.get(name)
+        if intent is None and self.variadic and name.startswith(f"{self.variadic}["):
+            intent = self.intents.get(self.variadic)
+        return intent
 
     @staticmethod
     def check_met(claims: Claims, transit: Outward) -> None:

@@ -28,7 +28,17 @@ from dsmfor._native import registry
 from dsmfor.modules import INSTALLED, kind, space_of
 from dsmfor.origin import installed
 
-__all__ = ["Homeward", "Outward", "Plain", "Private", "Table", "Transit", "arriving"]
+__all__ = [
+    "Homeward",
+    "Outward",
+    "Plain",
+    "Private",
+    "Table",
+    "Transit",
+    "arriving",
+    "clear",
+    "is_live",
+]
 
 Table = list[arrays.Handle]
 """Handles of the staged arrays of a dump, by number."""
@@ -78,6 +88,24 @@ class Transit(Protocol):
 
     def other(self, value: Any, kind: type, table: Mapping[type, Callable[[Any], Any]]) -> Any:
         """How any other object crosses; `table` holds reducers by type."""
+
+
+def is_live(array: np.ndarray) -> bool:
+    """Whether workers see the very memory of an array: it is shared, or a mapped file's."""
+    return arrays.is_shared(array) or filemaps.by_file(array, None) is not None
+
+
+def clear(outs: list[np.ndarray], others: list[np.ndarray]) -> None:
+    """Zero arrays of intent 'out', but for what others bring in."""
+    kept = [
+        (array, array.copy())
+        for array in others
+        if any(np.may_share_memory(array, out) for out in outs)
+    ]
+    for array in outs:
+        array[...] = np.zeros((), array.dtype)
+    for array, values in kept:
+        np.copyto(_writable(array), values)
 
 
 class Homeward:
@@ -241,16 +269,7 @@ class Outward:
             for array in outs
             if self.intents.get(id(array)) == "out" and id(array) not in self.plain
         ]
-        kept = [
-            (array, array.copy())
-            for array in self._live
-            if self.intents.get(id(array)) != "out"
-            and any(np.may_share_memory(array, out) for out in outs)
-        ]
-        for array in outs:
-            array[...] = np.zeros((), array.dtype)
-        for array, values in kept:
-            np.copyto(_writable(array), values)
+        clear(outs, [a for a in self._live if self.intents.get(id(a)) != "out"])
 
     def _by_value(self, value: np.ndarray) -> Any:
         """A copy that may be written, whatever the original says."""

@@ -924,3 +924,17 @@ def test_what_goes_by_value_keeps_its_bytes(dtype: Any) -> None:
         assert found.str == values.dtype.str
         assert (xs, ys) == (x.tobytes(), y.tobytes())
         assert back.tobytes() == x[::2].tobytes()
+
+
+def test_a_serial_run_knows_arrays_by_several_names_and_by_default() -> None:
+    a, b, out = np.arange(4.0), np.arange(4.0), np.ones(4)
+
+    @dsm.parallel(shared={"x": "in", "z": "out", "w": "out"})
+    def kernel(x: np.ndarray, y: np.ndarray, z: np.ndarray, w: np.ndarray = out) -> Any:
+        return x.tolist(), z.tolist(), w.tolist(), y.flags.writeable, z.flags.writeable
+
+    (twice,) = kernel.serial(a, b, a)  # in and out: both
+    assert twice == ([0, 1, 2, 3], [0, 1, 2, 3], [0, 0, 0, 0], False, True)
+    (beside,) = kernel.serial(a[:3], b, a[1:])
+    assert beside[:2] == ([0, 1, 2], [1, 2, 0])
+    assert out.tolist() == [0, 0, 0, 0]

@@ -125,15 +125,16 @@ class Letters:
         for rank, worker in enumerate(self.workers):
             if worker is None:
                 continue
-            if retired := self.retired & worker.skeletons:
-                self.send(rank, "forget", sorted(retired))
-                worker.skeletons -= retired
-            if rank >= size:
-                continue
-            if skeleton.serial not in worker.skeletons:
-                self.send(rank, "skeleton", (skeleton.serial, skeleton.data))
+            retired = self.retired & worker.skeletons
+            if rank < size and skeleton.serial not in worker.skeletons:
+                self.send(rank, "skeleton", (skeleton.serial, skeleton.data, sorted(retired)))
                 worker.skeletons.add(skeleton.serial)
                 self.modules |= skeleton.modules
+            elif retired:
+                self.send(rank, "forget", sorted(retired))
+            worker.skeletons -= retired
+            if rank >= size:
+                continue
             new = message.segments - (worker.segments - worker.doubted)
             self.introduce(rank, worker, sorted(new))
         self.skeletons -= self.retired

@@ -219,21 +219,26 @@ class Worker:
                 held = arenas.held(blocks)
             write_held(self.page, question, held)
         elif verb == "forget":
-            for serial in body:
-                self.skeletons.pop(serial, None)
-                if (replica := self.replicas.pop(serial, None)) is not None:
-                    replica.dissolve()
-            self.edition, self.order = 0, None  # what was read last may be among them
+            self.forget(body)
         elif verb == "settings":
             if "streams" in body:
                 redirect(body["streams"][2], descriptors)
             self.apply(body)
         elif verb == "skeleton":
-            serial, data = body
+            serial, data, retired = body
+            self.forget(retired)
             self.skeletons[serial] = data
         elif verb == "message":
             self.drop_bulk()
             self.bulk = descriptors[0]
+
+    def forget(self, serials: list[int]) -> None:
+        """Drop skeletons that the caller has given up."""
+        for serial in serials:
+            self.skeletons.pop(serial, None)
+            if (replica := self.replicas.pop(serial, None)) is not None:
+                replica.dissolve()
+        self.edition, self.order = 0, None  # what was read last may be among them
 
     def apply(self, settings: dict[str, Any]) -> None:
         """Follow what has changed of the caller's surroundings."""
