@@ -98,7 +98,8 @@ class _Cheap(pickle.Pickler):
         elif kind is _CACHED:
             raise _NeedsCloudpickle
         elif kind is CodeType:
-            return marshal.loads, (marshal.dumps(value),)
+            # Version 0 marks no string as interned: from Python 3.12 on those live for ever.
+            return marshal.loads, (marshal.dumps(value, 0),)
         elif (travel := getattr(kind, "_travel", None)) is not None:
             return travel(value)
         else:

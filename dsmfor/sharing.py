@@ -237,14 +237,24 @@ class Sharing:
             return args, kwargs
         arguments = self.bind(args, kwargs)
         intents: dict[int, str] = {}
+        named = []
         for name, value in arguments.items():
             intent = self._intent_of(name)
             if intent not in (None, "private"):
                 _claim(name, value, str(intent), intents)
-        given = [value for value in arguments.values() if isinstance(value, np.ndarray)]
+                named.append(value)
+        for path in self.paths:
+            if path.root in arguments and path.intent != "private":
+                for value in self._follow(path, arguments, []):
+                    _claim(path.name, value, path.intent, intents)
+                    named.append(value)
+        given = [v for v in [*arguments.values(), *named] if isinstance(v, np.ndarray)]
         outs = [array for array in given if intents.get(id(array)) == "out"]
         clear(outs, [array for array in given if intents.get(id(array)) != "out"])
-        there = {name: self._as_there(name, value, intents) for name, value in arguments.items()}
+        kept = {id(array): array for array in named}  # what is shared is not copied with the rest
+        there = {
+            name: self._as_there(name, value, intents, kept) for name, value in arguments.items()
+        }
         names = [*self.positional, *(n for n in arguments if n.startswith(f"{self.variadic}["))]
         args = tuple(there[name] for name, _ in zip(names, args, strict=False))
         defaults = {
@@ -254,12 +264,15 @@ class Sharing:
         }
         return args, {**{name: there[name] for name in kwargs}, **defaults}
 
-    def _as_there(self, name: str, value: Any, intents: dict[int, str]) -> Any:
+    def _as_there(
+        self, name: str, value: Any, intents: dict[int, str], kept: dict[int, Any]
+    ) -> Any:
         """One argument as a worker would have it."""
         named = self._intent_of(name)
         if named == "private" or (self.everything_private and named is None):
             live = isinstance(value, np.ndarray) and is_live(value)
-            return value if named is None and live else copy.deepcopy(value)
+            memo = {} if named == "private" and isinstance(value, np.ndarray) else dict(kept)
+            return value if named is None and live else copy.deepcopy(value, memo)
         if type(value) is not np.ndarray:
             return value
         intent = intents.get(id(value), "inout" if not self.explicit else "unnamed")

@@ -10,21 +10,25 @@ containers have snapshots of their own, as far as `reachable` leads.
 
 from __future__ import annotations
 
+import functools
+from argparse import Namespace
 from collections import deque
 from collections.abc import Callable, Iterable
 from operator import is_
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dsmfor.errors import LostWriteError
+from dsmfor.origin import users
 from dsmfor.reachable import ATOMS, attributes, reachable
 
 __all__ = ["QUIET", "Snapshots"]
 
 _LISTS = (list, deque)
 _BYTES = (bytearray,)
+_STRUCTS = (SimpleNamespace, Namespace)
 
 
 _RETURN = (
@@ -101,10 +105,20 @@ def _watch(label: str, value: Any, private: frozenset[str]) -> Callable[[], _Cha
         content = bytes(value)
         kind = type(value).__name__
         return lambda: None if content == value else _Change(f"the {kind} {label!r}")
+    if not (users(type(value).__module__) or isinstance(value, _STRUCTS)):
+        return None  # Python's own objects keep caches: a path, its parts
     found = attributes(value)
     if found is None:
         return None
-    return lambda: _changed_attributes(label, found, attributes(value) or {}, private)
+    kept = frozenset(
+        name
+        for base in type(value).__mro__
+        for name, member in vars(base).items()
+        if isinstance(member, functools.cached_property)
+    )
+    return lambda: _changed_attributes(
+        label, found, attributes(value) or {}, private | {f"{label}.{name}" for name in kept}
+    )
 
 
 def _watch_dict(label: str, value: dict[Any, Any]) -> Callable[[], _Change | None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import dataclasses
+import functools
 import os
 import re
 import types
@@ -721,6 +723,24 @@ def test_a_change_that_is_undone_or_in_place_is_none() -> None:
     kernel(grid)
 
 
+class Lazy:
+    @functools.cached_property
+    def norm(self) -> float:
+        return 2.0
+
+
+def test_caches_of_objects_are_no_lost_writes() -> None:
+    lazy, path = Lazy(), Path("/a") / "b"
+
+    @dsm.parallel(workers=2)
+    def kernel(lazy: Lazy, path: Path) -> Any:
+        return lazy.norm, str(path), path.parts, hash(path) == hash(Path("/a/b"))
+
+    assert kernel(lazy, path) == [(2.0, "/a/b", ("/", "a", "b"), True)] * 2
+    with pytest.raises(dsm.LostWriteError, match="the attribute 'args.n'"):
+        dsm.parallel(workers=2)(lambda args: setattr(args, "n", 1))(argparse.Namespace(n=0))
+
+
 def test_an_error_of_the_kernel_comes_before_a_lost_write() -> None:
     def kernel(x: list[int]) -> None:
         x.append(1)
@@ -938,3 +958,15 @@ def test_a_serial_run_knows_arrays_by_several_names_and_by_default() -> None:
     (beside,) = kernel.serial(a[:3], b, a[1:])
     assert beside[:2] == ([0, 1, 2], [1, 2, 0])
     assert out.tolist() == [0, 0, 0, 0]
+
+
+def test_a_serial_run_shares_what_is_named_inside_what_is_private() -> None:
+    box = Box(np.zeros(3), [1])
+
+    @dsm.parallel(shared=["box.a"], private="*")
+    def kernel(box: Box) -> None:
+        box.a[0] = 5
+        box.items.append(2)
+
+    kernel.serial(box)
+    assert (box.a.tolist(), box.items) == ([5, 0, 0], [1])
