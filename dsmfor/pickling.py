@@ -136,6 +136,8 @@ class _General(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
             return travel(value)
         elif type(value) is _CACHED and not importable(value, self.own):
             return _cached, (value.__wrapped__, value.cache_parameters())
+        elif type(value) is functools.cached_property:  # it holds a lock, before Python 3.12
+            return _cached_property, (value.func, value.attrname)
         reduced = super().reducer_override(value)
         if reduced is NotImplemented:
             return self.transit.other(value, type(value), self.dispatch_table)
@@ -240,6 +242,13 @@ def _make_slots(reduced: Any, slots: Any) -> None:
 def _cached(function: Any, parameters: dict[str, Any]) -> Any:
     """What functools.lru_cache makes of a function; the cache itself stays behind."""
     return functools.lru_cache(**parameters)(function)
+
+
+def _cached_property(function: Any, name: str) -> Any:
+    """A `functools.cached_property` in a class that has it by that name."""
+    made = functools.cached_property(function)
+    made.attrname = name
+    return made
 
 
 class _Loading(threading.local):

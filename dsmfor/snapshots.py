@@ -11,11 +11,10 @@ containers have snapshots of their own, as far as `reachable` leads.
 from __future__ import annotations
 
 import functools
-from argparse import Namespace
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from operator import is_
-from types import BuiltinFunctionType, FunctionType, ModuleType, SimpleNamespace
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,8 +26,7 @@ from dsmfor.reachable import ATOMS, attributes, reachable
 __all__ = ["QUIET", "Snapshots"]
 
 _LISTS = (list, deque)
-_BYTES = (bytearray,)
-_STRUCTS = (SimpleNamespace, Namespace)
+_STRUCTS = {"types.SimpleNamespace", "argparse.Namespace"}
 
 
 _RETURN = (
@@ -96,29 +94,30 @@ def _watch(label: str, value: Any, private: frozenset[str]) -> Callable[[], _Cha
         return _watch_dict(label, value)
     if isinstance(value, _LISTS):
         items = list(value)
-        kind = "list" if isinstance(value, list) else "deque"
-        return lambda: None if _same(items, list(value)) else _Change(f"the {kind} {label!r}")
+        name = "list" if isinstance(value, list) else "deque"
+        return lambda: None if _same(items, list(value)) else _Change(f"the {name} {label!r}")
     if isinstance(value, set):
         members = frozenset(value)
         return lambda: None if members == value else _Change(f"the set {label!r}")
-    if isinstance(value, _BYTES):
+    if isinstance(value, bytearray):
         content = bytes(value)
-        kind = type(value).__name__
-        return lambda: None if content == value else _Change(f"the {kind} {label!r}")
-    if not (users(type(value).__module__) or isinstance(value, _STRUCTS)):
+        return lambda: None if content == value else _Change(f"the bytearray {label!r}")
+    kind = type(value)
+    if not users(kind.__module__) and f"{kind.__module__}.{kind.__qualname__}" not in _STRUCTS:
         return None  # Python's own objects keep caches: a path, its parts
     found = attributes(value)
     if found is None:
         return None
-    kept = frozenset(
-        name
-        for base in type(value).__mro__
-        for name, member in vars(base).items()
-        if isinstance(member, functools.cached_property)
-    )
-    return lambda: _changed_attributes(
-        label, found, attributes(value) or {}, private | {f"{label}.{name}" for name in kept}
-    )
+    free = private | {f"{label}.{name}" for name in _cached(kind)}
+    return lambda: _changed_attributes(label, found, attributes(value) or {}, free)
+
+
+def _cached(kind: type) -> Iterator[str]:
+    """Names of the attributes that objects of a class compute when they are first asked."""
+    for base in kind.__mro__:
+        for name, member in vars(base).items():
+            if isinstance(member, functools.cached_property):
+                yield name
 
 
 def _watch_dict(label: str, value: dict[Any, Any]) -> Callable[[], _Change | None]:

@@ -737,7 +737,7 @@ def test_caches_of_objects_are_no_lost_writes() -> None:
         return lazy.norm, str(path), path.parts, hash(path) == hash(Path("/a/b"))
 
     assert kernel(lazy, path) == [(2.0, "/a/b", ("/", "a", "b"), True)] * 2
-    with pytest.raises(dsm.LostWriteError, match="the attribute 'args.n'"):
+    with pytest.raises(dsm.LostWriteError, match=r"the attribute 'args\.n'"):
         dsm.parallel(workers=2)(lambda args: setattr(args, "n", 1))(argparse.Namespace(n=0))
 
 
