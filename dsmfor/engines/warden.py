@@ -327,7 +327,10 @@ def main(caller_fd: int, caller_pidfd: int, path: list[str]) -> None:
         segments.create(1)  # imports and verifies SharedArray, once for all workers
     gc.collect()
     gc.freeze()
-    send(caller, ("ready", LAYOUT))
+    try:
+        send(caller, ("ready", LAYOUT))
+    except ConnectionError:
+        return  # the caller has gone meanwhile
     Warden(caller, caller_pidfd).serve()
 
 
