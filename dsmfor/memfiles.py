@@ -14,14 +14,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Callable
-from typing import Self
 
 from dsmfor import footer, limits
+from dsmfor._native.farewell import Descriptor, memory_file
 from dsmfor.errors import DSMError
 from dsmfor.footer import FOOTER
 
-__all__ = ["Descriptor", "examine", "lift", "make", "prepare", "reserve"]
+__all__ = ["examine", "lift", "make", "prepare", "reserve"]
 
 # Linux numbers that Python 3.11 does not name.
 _MFD_NOEXEC_SEAL = 0x0008
@@ -38,34 +37,6 @@ _SELECTABLE = 1024
 # Learnt when the first file is made.
 _memfd_flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | _MFD_NOEXEC_SEAL
 _lowest_descriptor = _SELECTABLE
-
-
-class Descriptor:
-    """Owns a file descriptor: closed with its last reference, or at once by an exception.
-
-    The ``with`` block is for the exception alone, whose traceback may be kept for long and every
-    local variable with it (``sys.last_traceback``); left normally, the descriptor stays open.
-    """
-
-    __slots__ = ("number",)
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-    def close(self, *, close: Callable[[int], None] = os.close) -> None:
-        """Close it, if it is still open."""
-        number, self.number = self.number, -1
-        if number >= 0:
-            close(number)
-
-    __del__ = close
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.close()
 
 
 def prepare() -> None:
@@ -132,12 +103,12 @@ def _take(fd: int, start: int, end: int) -> None:
 def _anonymous_file() -> Descriptor:
     global _memfd_flags
     try:
-        return Descriptor(os.memfd_create("dsmfor segment", _memfd_flags))
+        return memory_file("dsmfor segment", _memfd_flags)
     except OSError as error:
         if error.errno != errno.EINVAL or not _memfd_flags & _MFD_NOEXEC_SEAL:
             raise
     _memfd_flags &= ~_MFD_NOEXEC_SEAL  # before Linux 6.3
-    return Descriptor(os.memfd_create("dsmfor segment", _memfd_flags))
+    return memory_file("dsmfor segment", _memfd_flags)
 
 
 def lift(held: Descriptor) -> Descriptor:
@@ -145,7 +116,7 @@ def lift(held: Descriptor) -> Descriptor:
     if held.number >= _lowest_descriptor:
         os.set_inheritable(held.number, False)
         return held
-    lifted = Descriptor(fcntl.fcntl(held.number, fcntl.F_DUPFD_CLOEXEC, _lowest_descriptor))
+    lifted = held.duplicate(_lowest_descriptor)
     held.close()
     return lifted
 

@@ -31,16 +31,16 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dsmfor import footer, limits, memfiles
 from dsmfor._native import registry
+from dsmfor._native.farewell import Descriptor, Farewell
 from dsmfor.errors import DSMError, SharedMemoryFull
 from dsmfor.footer import FOOTER
-from dsmfor.memfiles import Descriptor
 
 __all__ = [
     "ARENA",
@@ -86,15 +86,15 @@ class _Record(weakref.ref[Root]):
     low: int
 
 
-# _lock guards the two fields below it. Re-entrant, because a collection may free a root (and so
-# call _release) in the very thread that holds it.
+# _lock guards adding to the two fields below it. Re-entrant, because a collection may run a user's
+# finalizer, which may adopt or make a segment, in the very thread that holds it.
 _lock = threading.RLock()
 _live: dict[int, _Record] = {}
+_release = Farewell(_live)  # ends what is live; takes no lock
 _made = 0  # segments numbered so far; only rises
 
 # Hooks and settings, each written whole by one assignment.
 _creator = 0
-_callbacks: list[Callable[[int], object]] = []
 _resolver: Callable[[int], tuple[int, int]] | None = None
 _reclaimer: Callable[[], object] | None = None
 
@@ -281,10 +281,11 @@ def on_free(callback: Callable[[int], object]) -> None:
     -----
     It may run in any thread at any bytecode, inside the garbage collector too, so it must take no
     lock and wait for nothing: append to a deque and let someone else act. What it raises is shown
-    as an unraisable error, and the callbacks after it are not called. A forked child has none.
+    as an unraisable error, and the callbacks after it are not called; so that Ctrl-C is not lost
+    there, it should be a function in C. A forked child has none.
     """
-    if callback not in _callbacks:
-        _callbacks.append(callback)
+    if callback not in _release.callbacks:
+        _release.callbacks.append(callback)
 
 
 def set_resolver(resolver: Callable[[int], tuple[int, int]] | None) -> None:
@@ -319,45 +320,17 @@ def _map(segment: int, held: Descriptor, nbytes: int) -> Root:
             if known is None:
                 # Through a memoryview, lest views of the root take the mapping for their base.
                 array: Root = np.frombuffer(mapping.data, np.uint8)
-                record = _Record(array, _release)
-                record.segment = segment
-                record.mapping = mapping
-                record.descriptor = held
-                record.nbytes = nbytes
-                # Known before the block is entered, should Ctrl-C fall between.
-                record.low, _ = registry.span(array)
-                registry.add(array, segment)
-                _live[segment] = record
+                _release.enter(_Record, array, segment, mapping, held, nbytes)
                 return array
     held.close()
     return known
-
-
-def _release(record: weakref.ref[Root]) -> None:
-    """The last reference to a root has gone; its memory is unmapped with the record, after this.
-
-    Called by the interpreter, in any thread. The address goes from the registry first, so that an
-    array which comes to lie there is not taken for a shared one.
-    """
-    gone = cast(_Record, record)
-    registry.remove(gone.low)
-    with _lock:
-        # Thread 1 drops the root, thread 2 adopts the same segment anew, thread 1 comes here: the
-        # segment is live again, under a record that is not ours.
-        last = _live.get(gone.segment) is gone
-        if last:
-            del _live[gone.segment]
-    gone.descriptor.close()
-    if last:
-        for callback in tuple(_callbacks):
-            callback(gone.segment)
 
 
 def _forget_parent() -> None:
     """In a forked child: no hook reaches the parent's workers, and nobody holds the lock."""
     global _lock, _resolver, _reclaimer
     _lock = threading.RLock()
-    _callbacks.clear()
+    _release.callbacks.clear()
     _resolver = _reclaimer = None
 
 

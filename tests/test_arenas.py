@@ -48,7 +48,7 @@ def heard() -> Iterator[list[int]]:
     finally:
         native.listen(None, False)
         if process._keeper is not None:
-            arenas.listen(process._note_blocks)
+            arenas.listen(process._bell.hear)
 
 
 class Ground:

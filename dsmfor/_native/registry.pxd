@@ -26,4 +26,5 @@ cdef struct Place:
     uint32_t zero
     uint64_t serial
 
+cdef bint take_out(uintptr_t low) noexcept
 cdef bint attach(uintptr_t low, dsm_arena *arena) noexcept

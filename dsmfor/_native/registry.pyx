@@ -181,6 +181,10 @@ cdef int _insert(uintptr_t low, uintptr_t high, long long segment) noexcept:
 
 def remove(uintptr_t low):
     """Take the segment that begins at this address out of the table; False if there is none."""
+    return take_out(low)
+
+
+cdef bint take_out(uintptr_t low) noexcept:
     cdef Py_ssize_t at
     cdef bint found
     LOCK()

@@ -1,11 +1,11 @@
 """A thread of the caller that hears of freed memory, and has idle workers let it go too.
 
 The garbage collector tells of freed memory in any thread, at any bytecode, perhaps while a lock
-is held; so the telling is a deque and a write to an eventfd, and the acting is this thread's.
+is held; so the telling is a deque and a write to an eventfd (`dsmfor._native.farewell`), and the
+acting is this thread's.
 
 Guarantees
 ----------
-- `note` and `wake` take no lock and wait for nothing.
 - After `stop` neither thread nor descriptor is left.
 """
 
@@ -14,9 +14,9 @@ from __future__ import annotations
 import os
 import select
 import threading
-from collections import deque
 from collections.abc import Callable
 
+from dsmfor._native.farewell import Doorbell
 from dsmfor.engines.channel import lift
 
 __all__ = ["Housekeeper"]
@@ -29,30 +29,21 @@ class Housekeeper:
 
     Parameters
     ----------
+    bell : Doorbell
+        Is rung when memory was freed.
     act : callable
         Called in the thread of the housekeeper. It returns after how many seconds it wants to be
         called again, whatever happens, or None.
     """
 
-    def __init__(self, act: Callable[[], float | None]) -> None:
-        self.freed: deque[int] = deque()
-        self.crowded = False  # very many blocks of arenas wait
+    def __init__(self, bell: Doorbell, act: Callable[[], float | None]) -> None:
         self._act = act
+        self._bell = bell
         self._stopping = threading.Event()
         self._wake = lift(os.eventfd(0, os.EFD_CLOEXEC))
+        bell.hang(self._wake)
         self._thread = threading.Thread(target=self._run, name="dsmfor housekeeping", daemon=True)
         self._thread.start()
-
-    def note(self, segment: int) -> None:
-        """A segment has been freed."""
-        self.freed.append(segment)
-        self.wake()
-
-    def wake(self) -> None:
-        """Look at `freed` soon."""
-        wake = self._wake
-        if wake >= 0:
-            os.eventfd_write(wake, 1)
 
     def _run(self) -> None:
         poll = select.poll()
@@ -69,12 +60,13 @@ class Housekeeper:
     def stop(self) -> None:
         """End the thread."""
         self._stopping.set()
-        self.wake()
+        self._bell.ring()
         self._thread.join()
         self.close()
 
     def close(self) -> None:
         """Let go of the descriptor alone: in a forked child, which has no thread."""
+        self._bell.take_down()
         wake, self._wake = self._wake, -1
         if wake >= 0:
             os.close(wake)

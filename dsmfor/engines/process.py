@@ -22,6 +22,7 @@ import weakref
 
 from dsmfor import arenas, segments, staging
 from dsmfor._native.block import DONE
+from dsmfor._native.farewell import Doorbell
 from dsmfor.engines.crew import Crew, Ended, leaving, lost
 from dsmfor.engines.housekeeping import Housekeeper
 from dsmfor.engines.launch import WardenGone, WardenLine
@@ -39,6 +40,7 @@ _idle: list[Crew] = []
 _crews: weakref.WeakSet[Crew] = weakref.WeakSet()  # all; one that nobody holds is gone
 _numbers = iter(range(1, 1 << 62))
 _line: WardenLine | None = None
+_bell = Doorbell()  # rung when memory was freed, and when the housekeeper has other work
 _keeper: Housekeeper | None = None
 _quarantine = Quarantine()
 _SOON, _LATER = 0.05, 1.0  # seconds until an answer is there, and until held blocks are asked about
@@ -171,16 +173,15 @@ def _give_back(crew: Crew) -> None:
             return  # the warden's end took it
         if crew.line is not _line or not crew.at_rest:
             crew.disband()
-            if _keeper is not None:
-                _keeper.wake()  # to see its workers off
+            _bell.ring()  # to see its workers off
             if crew.line is not _line and not _serving(crew.line):
                 crew.line.stop()  # of a warden that has gone since
             return
         _idle.append(crew)
         if crew.expected:
             _ring(_quarantine.turn([crew], _living()))
-        if _pending() and _keeper is not None:
-            _keeper.wake()
+        if _pending():
+            _bell.ring()
 
 
 def _start() -> None:
@@ -189,9 +190,9 @@ def _start() -> None:
     segments.set_reclaimer(_reclaim)
     segments.set_resolver(_resolve)
     if _keeper is None:
-        _keeper = Housekeeper(_keep)
-        segments.on_free(_note_freed)
-        arenas.listen(_note_blocks)
+        _keeper = Housekeeper(_bell, _keep)
+        segments.on_free(_bell.note)
+        arenas.listen(_bell.hear)
 
 
 def _reclaim() -> None:
@@ -202,7 +203,7 @@ def _reclaim() -> None:
 
 def _pending() -> bool:
     """Whether workers may hold much that the caller has freed."""
-    return _keeper is not None and (bool(_keeper.freed) or _keeper.crowded)
+    return bool(_bell.freed) or _bell.crowded
 
 
 def _forget(lost: Crew | None = None) -> None:
@@ -242,22 +243,6 @@ def _resolve(segment: int) -> tuple[int, int]:
                 if worker is not None and worker.recruit.incarnation == segment >> 40:
                     worker.made.add(segment)  # it hears when the caller lets go
     return fd, os.fstat(fd).st_size - segments.FOOTER.size
-
-
-def _note_freed(segment: int) -> None:
-    """Called by the garbage collector, in any thread: takes no lock."""
-    keeper = _keeper
-    if keeper is not None:
-        keeper.note(segment)
-
-
-def _note_blocks(what: int) -> None:
-    """Likewise."""
-    keeper = _keeper
-    if keeper is not None:
-        if what & arenas.CROWDED:
-            keeper.crowded = True
-        keeper.wake()
 
 
 def _keep() -> float | None:
@@ -300,11 +285,10 @@ def _ring(crews: list[Crew]) -> None:
 
 def _spread() -> list[Crew]:
     """Tell idle crews what was freed. A busy one hears it when it is idle again."""
-    if _keeper is not None:
-        _keeper.crowded = False
+    _bell.crowded = False
     freed = set()
-    while _keeper is not None and _keeper.freed:
-        freed.add(_keeper.freed.popleft())
+    while _bell.freed:
+        freed.add(_bell.freed.popleft())
     told: list[Crew] = []
     asked = _quarantine.turn(_idle, _living())
     for crew in _idle:
@@ -313,8 +297,7 @@ def _spread() -> list[Crew]:
             told.append(crew)
     for crew in _busy():
         if any(worker is not None and worker.segments & freed for worker in crew.workers):
-            assert _keeper is not None
-            _keeper.freed.extend(freed)
+            _bell.freed.extend(freed)
             break
     return told
 
