@@ -332,8 +332,8 @@ def shutdown() -> None:
         line, _line = _line, None
         if line is not None:
             line.stop()
+        _quarantine.turn((), ())  # what crews were asked, they will not answer
         arenas.listen(None)  # nobody is left who could see what this process lets go
-        see_off()
     if keeper is not None:  # without the guard, for which its thread may be waiting
         keeper.stop()
 
