@@ -210,7 +210,7 @@ static inline void dsm_poison(dsm_control *b, uint32_t reason, int32_t rank)
         dsm_break(&b->slots[i].seq);
     for (int i = 0; i < DSM_LOCKS; i++) { /* all: one may be entering the table just now */
         uint32_t old = __atomic_fetch_or(&b->locks[i].word, DSM_BROKEN, __ATOMIC_SEQ_CST);
-        if (old & 2)
+        if (old & 2 || (uint32_t)i < LOAD(&b->used)) /* who gave it up may have died before its wake */
             dsm_wake(&b->locks[i].word, INT_MAX, DSM_ANYONE);
     }
     dsm_break(&b->table);
