@@ -681,7 +681,7 @@ def test_what_one_rank_hands_to_another_is_asked_of_both() -> None:
 
 @pytest.mark.usefixtures("clean")
 def test_who_handed_a_view_on_and_died_before_it_was_heard_takes_no_secret_along() -> None:
-    """Asked while idle, rank 0 holds it and rank 1 does not; in a region rank 0 hands it on, and dies."""
+    """Asked while idle, rank 0 holds it, rank 1 does not; then rank 0 hands it on, and dies."""
 
     @dsm.parallel(workers=2)
     def hand_over_and_die() -> None:
