@@ -680,6 +680,35 @@ def test_what_one_rank_hands_to_another_is_asked_of_both() -> None:
 
 
 @pytest.mark.usefixtures("clean")
+def test_who_handed_a_view_on_and_died_before_it_was_heard_takes_no_secret_along() -> None:
+    """Asked while idle, rank 0 holds it, rank 1 does not; then rank 0 hands it on, and dies."""
+
+    @dsm.parallel(workers=2)
+    def hand_over_and_die() -> None:
+        import colorsys as module
+
+        a = dsm.single(lambda: module.kept)
+        if dsm.rank() == 1:
+            module.kept = a
+        dsm.barrier()
+        if dsm.rank() == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    total([dsm.ones(1)])
+    keep(dsm.full(100, 7.0), "global", (0,))
+    with process._guard:  # the housekeeper hears nobody meanwhile
+        process.housekeep(wait=False)
+        assert process._quarantine.asking
+        with pytest.raises(dsm.WorkerDied):
+            hand_over_and_die()
+    assert settled(1)
+    fresh = [dsm.full(100, 3.0) for _ in range(1000)]
+    assert (keep(None, "read", (1,))[1] == 7).all()
+    keep(None, "drop")
+    assert settled(len(fresh))
+
+
+@pytest.mark.usefixtures("clean")
 def test_a_result_brings_an_array_back_that_the_caller_has_let_go() -> None:
     keep(dsm.full(100, 7.0), "global")
     assert settled(1)

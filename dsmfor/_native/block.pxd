@@ -45,6 +45,7 @@ cdef extern from "control.h" nogil:
 
     uint32_t LOAD(uint32_t *p)
     uint64_t LOAD64 "LOAD"(uint64_t *p)
+    uint32_t ADD(uint32_t *p, uint32_t v)
     int64_t ADD64 "ADD"(int64_t *p, int64_t v)
     void STORE(uint32_t *p, uint32_t v)
     void STORE64 "STORE"(uint64_t *p, uint64_t v)

@@ -58,7 +58,7 @@ typedef struct {
     uint32_t seq DSM_LINE; /* loop number << 1 | broken; futex */
     uint32_t cancel;       /* rank + 1 of the one that cancelled; read together with seq */
     uint32_t left;         /* ranks that have left the loop */
-    uint32_t sleepers;     /* somebody may sleep on seq */
+    uint32_t sleepers;     /* how many ranks may sleep on seq */
     int64_t next DSM_LINE; /* next chunk number to hand out: alone on its line, it is hammered */
 } dsm_slot;
 
@@ -210,7 +210,7 @@ static inline void dsm_poison(dsm_control *b, uint32_t reason, int32_t rank)
         dsm_break(&b->slots[i].seq);
     for (int i = 0; i < DSM_LOCKS; i++) { /* all: one may be entering the table just now */
         uint32_t old = __atomic_fetch_or(&b->locks[i].word, DSM_BROKEN, __ATOMIC_SEQ_CST);
-        if (old & 2)
+        if (old & 2 || (uint32_t)i < LOAD(&b->used)) /* who gave it up may have died before its wake */
             dsm_wake(&b->locks[i].word, INT_MAX, DSM_ANYONE);
     }
     dsm_break(&b->table);
@@ -375,10 +375,8 @@ static inline void dsm_leave(dsm_control *b, uint32_t number, int32_t size, int 
     s->next = 0;
     s->cancel = 0;
     uint32_t now = number << 1;
-    if (CAS(&s->seq, &now, (number + DSM_RING) << 1) && LOAD(&s->sleepers)) {
-        STORE(&s->sleepers, 0);
+    if (CAS(&s->seq, &now, (number + DSM_RING) << 1) && LOAD(&s->sleepers))
         dsm_wake(&s->seq, INT_MAX, DSM_ANYONE);
-    }
 }
 
 /* auto: how many chunks of a share are taken (a little more when it is spent). */

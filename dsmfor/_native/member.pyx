@@ -396,10 +396,13 @@ cdef class Member:
             if number >= DSM_RING and dsm_stuck(self.block.b, self.size, number - DSM_RING):
                 dsm_poison(self.block.b, DSM_DIVERGED, self.rank)
                 self.clashed(f"the loop of line {line}, {DSM_RING} loops ahead of a rank that will not follow")
-            STORE(&s.sleepers, 1)
-            now = LOAD(&s.seq)
-            if now != mine and not now & DSM_BROKEN:
-                self.wait(&s.seq, now, 0.0)
+            ADD(&s.sleepers, 1)
+            try:
+                now = LOAD(&s.seq)
+                if now != mine and not now & DSM_BROKEN:
+                    self.wait(&s.seq, now, 0.0)
+            finally:
+                ADD(&s.sleepers, <uint32_t>-1)
         self.place(DSM_IN_LOOP, AT_LOOP, line)
         self.open = loop
         self.value = None

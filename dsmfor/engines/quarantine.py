@@ -52,6 +52,7 @@ class _Round:
     """What a crew has been asked: the letter's blocks in this order."""
 
     question: int  # its number among all
+    epoch: int  # the crew's last region when it was asked
     batches: list[_Batch]
     workers: dict[int, Worker]  # by rank
 
@@ -144,7 +145,7 @@ class Quarantine:
                 workers[rank] = worker
         for batch in batches:
             batch.asked[crew.number] = crew.epoch
-        self._rounds[crew.number] = _Round(question, batches, workers)
+        self._rounds[crew.number] = _Round(question, crew.epoch, batches, workers)
         return True
 
     def _hear(self, crew: Crew) -> None:
@@ -160,7 +161,10 @@ class Quarantine:
             return
         del self._rounds[crew.number]
         count = sum(len(batch.tickets) for batch in asked.batches)
-        held = np.zeros(count, np.bool_)
+        # In a region since, one of the missing may have handed on what it held, to somebody who had
+        # said no before: nobody's answer counts then, and all are asked anew.
+        void = len(workers) < len(asked.workers) and crew.epoch != asked.epoch
+        held = np.full(count, void)
         for _, worker in workers:
             held |= read_held(worker.page, asked.question, count)
         at = 0
