@@ -186,7 +186,7 @@ def _give_back(crew: Crew) -> None:
 
 def _start() -> None:
     global _line, _keeper
-    _line = WardenLine()
+    _line = WardenLine.start()
     segments.set_reclaimer(_reclaim)
     segments.set_resolver(_resolve)
     if _keeper is None:
@@ -218,6 +218,7 @@ def _forget(lost: Crew | None = None) -> None:
         return
     for crew in _living():
         if crew is lost or (crew.line is line and crew in _idle):
+            crew.outlive()
             crew.close()
             if crew in _idle:
                 _idle.remove(crew)

@@ -41,7 +41,7 @@ from dsmfor.engines.streams import Streams
 from dsmfor.engines.surroundings import redirect, set_filters, set_numerics
 from dsmfor.errors import DSMError, SharedMemoryFull
 from dsmfor.hints import note_read_only
-from dsmfor.outcome import Outcome, Stop, describe_failure
+from dsmfor.outcome import Outcome, Stop, describe_failure, text_of
 from dsmfor.payload import Heading, open_message
 from dsmfor.pickling import dump
 from dsmfor.replica import Replica
@@ -412,12 +412,13 @@ class Worker:
             data = dump(outcome, transit)
             self.broker.export(transit.segments, self.broker.exported)
             return data
-        except Exception as error:
+        except BaseException as error:  # whatever the user's pickling raises
             kind = type(outcome.value).__qualname__
             self.member.fail()
             failure = TypeError(
                 f"rank {self.rank} returned a {kind} that cannot be pickled "
-                f"({type(error).__name__}: {error}); return arrays, numbers or other plain data"
+                f"({type(error).__name__}: {text_of(error)}); return arrays, numbers or other "
+                "plain data"
             )
             note = f"in worker {self.rank}, after the kernel had returned"
             return dump(Outcome(failure=describe_failure(failure, note)))
