@@ -446,5 +446,6 @@ cdef class Block:
         """Acknowledge region `epoch`: the rank's last touch of the block in it."""
         self.b.ranks[rank].outcome = outcome
         self.b.ranks[rank].length = length
+        self.b.ranks[rank].phase = DSM_IDLE
         with nogil:
             dsm_done(self.b, rank, epoch)

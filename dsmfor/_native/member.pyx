@@ -401,6 +401,7 @@ cdef class Member:
             if now != mine and not now & DSM_BROKEN:
                 self.wait(&s.seq, now, 0.0)
         self.place(DSM_IN_LOOP, AT_LOOP, line)
+        self.block.b.ranks[self.rank].low = self.block.b.ranks[self.rank].high = 0  # none yet
         self.open = loop
         self.value = None
         return number

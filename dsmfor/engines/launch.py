@@ -156,16 +156,18 @@ class WardenLine:
                 return cls()
         return cls()
 
-    def heed(self, fds: list[int], seconds: float) -> set[int]:
-        """As `_ready`, but a warden that somebody has stopped goes on meanwhile."""
+    def heed(self, fds: list[int], seconds: float, of: int = -1) -> set[int]:
+        """As `_ready`, but a warden that somebody has stopped goes on, and the worker `of` too."""
         until = time.monotonic() + seconds
         while True:
             patience = max(0.0, until - time.monotonic())
             ready = _ready(fds, min(patience, _SLICE))
             if ready or patience <= _SLICE:
                 return ready
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self.pidfd, signal.SIGCONT)
+            for pidfd in (self.pidfd, of):
+                with contextlib.suppress(ProcessLookupError):
+                    if pidfd >= 0:
+                        signal.pidfd_send_signal(pidfd, signal.SIGCONT)
 
     def give_up(self) -> NoReturn:
         """The warden does not answer: end it, so that the next call starts a new one."""
@@ -272,7 +274,7 @@ class WardenLine:
 
     def _hello(self, recruit: Recruit) -> int | None:
         """Wait for a new worker's first words; the descriptor of its page."""
-        ready = self.heed([recruit.end.fileno(), recruit.pidfd], _START)
+        ready = self.heed([recruit.end.fileno(), recruit.pidfd], _START, recruit.pidfd)
         letter = receive(recruit.end) if recruit.end.fileno() in ready else None
         return None if letter is None else letter[1][0]
 

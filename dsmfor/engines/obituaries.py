@@ -25,7 +25,7 @@ def obituary(rank: int, pid: int, code: int | None, place: dict[str, Any]) -> Wo
     else:
         how = f"exited with code {code}"
     where = place["phase"]
-    if place["at"] == "prange":
+    if place["at"] == "prange" and place["low"] < place["high"]:
         where += f", last chunk [{place['low']}, {place['high']}) of line {place['line']}"
     return WorkerDied(
         f"worker {rank} (pid {pid}) {how} while {where}; plain arrays of this call are as they "

@@ -366,6 +366,7 @@ class Worker:
             return None if value is None else Outcome(value=value)
         except BaseException as error:
             member.fail()
+            block.phase(self.rank, _PICKLING)
             if bound is not None and order is not None:
                 note_read_only(error, bound.named(), order.inward, order.heading.fixed)
             return Outcome(failure=describe_failure(error, self.note(size)))
