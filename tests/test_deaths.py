@@ -10,6 +10,7 @@ Places in the user's kernel are reached by `scenes`; those in dsmfor's own code 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
@@ -198,6 +199,41 @@ def test_a_result_that_names_an_array_of_a_dead_worker_is_a_death():
         kernel(pids, go)
     assert (caught.value.rank, caught.value.pid) == (0, pids[0])
     assert_full_team(2)
+
+
+def workers_map_a_segment() -> bool:
+    return any(
+        "/memfd:dsmfor segment" in Path(f"/proc/{pid}/maps").read_text()
+        for pid in process.team_pids()
+    )
+
+
+@pytest.mark.parametrize("end", ["a rank dies", "a rank raises", "well", "well, in a cycle"])
+def test_an_array_that_workers_made_for_each_other_goes_with_the_region(end):
+    """And not with the next one, of which there may be none."""
+    process.shutdown()
+
+    @dsm.parallel(workers=3)
+    def kernel():
+        made = dsm.single(dsm.zeros, 1 << 18)
+
+        def recursive(n: int) -> float:
+            return recursive(n - 1) if n else made[0]
+
+        if end.endswith("cycle"):
+            recursive(2)
+        else:
+            del recursive
+        dsm.barrier()
+        if dsm.rank() == 1 and end == "a rank dies":
+            die(7)
+        if dsm.rank() == 1 and end == "a rank raises":
+            raise LookupError
+        dsm.barrier()
+
+    with contextlib.suppress(LookupError, dsm.WorkerDied):
+        kernel()
+    until(lambda: not workers_map_a_segment())
 
 
 # -- in dsmfor's own code ------------------------------------------------------------------------

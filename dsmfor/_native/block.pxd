@@ -55,6 +55,7 @@ cdef extern from "control.h" nogil:
     int dsm_linger(uint32_t *word, uint32_t seen, int64_t us)
     int dsm_rest(uint32_t *word, uint32_t seen, int64_t linger, int64_t us, uint32_t bits)
     void dsm_wake(uint32_t *word, int many, uint32_t bits)
+    void dsm_rouse(int pidfd)
     uint32_t dsm_bit(int32_t rank)
     double dsm_now()
     void dsm_poison(dsm_control *b, uint32_t reason, int32_t rank)

@@ -41,13 +41,6 @@ cdef extern from "<sys/prctl.h>" nogil:
 cdef extern from "<fcntl.h>" nogil:
     int F_ADD_SEALS
 
-cdef extern from "<sys/syscall.h>" nogil:
-    long SYS_pidfd_send_signal
-    long syscall(long number, ...)
-
-cdef extern from "<signal.h>" nogil:
-    int SIGCONT
-
 import fcntl
 
 # Python's fcntl does not have all of these; the kernel's numbers are for ever.
@@ -221,7 +214,7 @@ cdef class Block:
         cdef pollfd p
         cdef int i
         if self.watching:
-            syscall(SYS_pidfd_send_signal, self.watched[0], SIGCONT, NULL, 0)
+            dsm_rouse(self.watched[0])
         for i in range(self.watching):
             p.fd = self.watched[i]
             p.events = POLLIN

@@ -25,6 +25,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -132,6 +133,12 @@ static inline void dsm_wake(uint32_t *word, int many, uint32_t bits)
 }
 
 #define DSM_ANYONE FUTEX_BITSET_MATCH_ANY
+
+/* A process that somebody has stopped goes on; one that runs does not notice. */
+static inline void dsm_rouse(int pidfd)
+{
+    syscall(SYS_pidfd_send_signal, pidfd, SIGCONT, NULL, 0);
+}
 
 static inline int64_t dsm_microseconds(void)
 {

@@ -191,6 +191,10 @@ class Letters:
                 worker.lacks = lacks
                 self.newcomers()
 
+    def know(self, freed: set[int]) -> bool:
+        """Whether a worker knows one of these segments."""
+        return any(w is not None and (w.segments | w.made) & freed for w in self.workers)
+
     def let_go(self, freed: set[int]) -> bool:
         """Tell the workers that know them that segments are gone; whether any was told."""
         told = False

@@ -139,6 +139,7 @@ class Worker:
         self.blas: int | None = 1
         self.environ: dict[str, str] = {}  # the caller's
         self.running = False
+        self.tidied = True  # since the last region
 
         confine()
         segments.set_creator(post.incarnation)
@@ -171,9 +172,21 @@ class Worker:
             if epoch:
                 self.run(epoch)
                 self.last = epoch
-            elif not letters and self.broker.lending and self.block.region_over():
-                self.broker.take_back()
-                self.drop_freed()
+                self.tidied = False
+            elif not letters and not self.tidied and self.block.region_over():
+                self.tidy()
+
+    def tidy(self) -> None:
+        """The region has been over for a second: let go of what only its ranks needed.
+
+        The caller tells of its own segments when they are gone. Of those that workers made it may
+        never have heard, and a cycle in a process that does nothing is not collected.
+        """
+        self.tidied = True
+        self.broker.take_back()
+        if any(segment >> 40 for segment in segments.live()):
+            gc.collect()
+        self.drop_freed()
 
     # -- letters -------------------------------------------------------------------------------
 
