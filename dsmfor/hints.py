@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dsmfor._native import registry
-from dsmfor.outcome import text_of
+from dsmfor.outcome import add_note, text_of
 from dsmfor.reachable import reachable
 
 __all__ = ["note_read_only"]
@@ -56,7 +56,7 @@ def note_read_only(
     if len(arrays) == 1:
         touched = list(arrays)
     for label in touched:
-        error.add_note(f"{label!r} arrived read-only: {_why(label, arrays[label], inward, fixed)}")
+        add_note(error, f"{label!r} arrived read-only: {_why(label, arrays[label], inward, fixed)}")
 
 
 def _why(label: str, array: np.ndarray, inward: frozenset[str], fixed: frozenset[int]) -> str:

@@ -9,14 +9,29 @@ from __future__ import annotations
 import traceback
 from typing import Any, NamedTuple
 
-from dsmfor.errors import BarrierBroken, RegionError, RemoteTraceback
+from dsmfor.errors import BarrierBroken, DSMError, RegionError, RemoteTraceback
 from dsmfor.pickling import dump, load
 
-__all__ = ["Failure", "Outcome", "Stop", "describe_failure", "open_outcome", "revive", "text_of"]
+__all__ = [
+    "Bereft",
+    "Failure",
+    "Outcome",
+    "Stop",
+    "add_note",
+    "describe_failure",
+    "open_outcome",
+    "revive",
+    "text_of",
+    "unopened",
+]
 
 
 class Stop(BaseException):
     """Raised in a kernel by the caller's stop signal: the region has ended without it."""
+
+
+class Bereft(DSMError):
+    """What a worker has made, and was asked for, has gone with it."""
 
 
 class Failure(NamedTuple):
@@ -43,8 +58,9 @@ def describe_failure(error: BaseException, note: str) -> Failure:
     pickled: bytes | None
     try:
         pickled = dump(_bare(error))
-        load(pickled)
-    except Exception:  # noqa: BLE001  # the user's pickling may raise anything
+        if not isinstance(load(pickled), BaseException):
+            pickled = None
+    except BaseException:  # noqa: BLE001  # the user's pickling may raise anything
         pickled = None
     return Failure(
         pickled,
@@ -52,31 +68,37 @@ def describe_failure(error: BaseException, note: str) -> Failure:
         text_of(error),
         text,
         note,
-        type(error) in (BarrierBroken, Stop),
+        type(error) in (BarrierBroken, Bereft, Stop),
     )
 
 
-def open_outcome(data: bytes, rank: int, size: int) -> Outcome:
-    """A rank's outcome; one that cannot be unpickled here is a failure that says so."""
-    try:
-        outcome: Outcome = load(data)
-        return outcome
-    except Exception as error:  # noqa: BLE001  # the user's unpickling may raise anything
-        return Outcome(
-            failure=Failure(
-                None,
-                type(error).__qualname__,
-                f"while the result of rank {rank} was unpickled in the caller: {text_of(error)}",
-                "".join(traceback.format_exception(error)),
-                f"in the caller, from worker {rank} of {size}",
-                False,
-            )
-        )
+def open_outcome(data: bytes) -> Outcome:
+    """A rank's outcome; the user's unpickling may raise anything."""
+    outcome: Outcome = load(data)
+    return outcome
+
+
+def unopened(error: BaseException, rank: int, size: int) -> Failure:
+    """The failure of a rank whose outcome cannot be unpickled here."""
+    return Failure(
+        None,
+        type(error).__qualname__,
+        f"while the result of rank {rank} was unpickled in the caller: {text_of(error)}",
+        "".join(traceback.format_exception(error)),
+        f"in the caller, from worker {rank} of {size}",
+        False,
+    )
+
+
+def _set(error: BaseException, name: str, value: object) -> None:
+    """Set an attribute of an exception whose class may refuse it, as a frozen dataclass does."""
+    BaseException.__setattr__(error, name, value)
 
 
 def _bare(error: BaseException) -> BaseException:
     """The exception without its traceback and chain, which stay in the worker as text."""
-    error.__traceback__ = error.__cause__ = error.__context__ = None
+    for name in ("__traceback__", "__cause__", "__context__"):
+        _set(error, name, None)
     return error
 
 
@@ -84,7 +106,7 @@ def text_of(error: BaseException) -> str:
     """`str` of an exception, also of one whose own `__str__` fails."""
     try:
         return str(error)
-    except Exception:  # noqa: BLE001  # so may its __str__
+    except BaseException:  # noqa: BLE001  # so may its __str__
         return f"<the str() of this {type(error).__name__} raised>"
 
 
@@ -92,14 +114,22 @@ def revive(failure: Failure) -> BaseException:
     """The exception of a worker, ready to be raised in the caller."""
     error: BaseException
     try:
-        if failure.pickled is None:
-            raise TypeError("nothing to unpickle")
-        error = load(failure.pickled)
+        found = None if failure.pickled is None else load(failure.pickled)
+        if not isinstance(found, BaseException):
+            raise TypeError("it is no exception here")
+        error = found
     except Exception:  # noqa: BLE001  # so may its unpickling, here too
         error = RegionError(
             f"the kernel raised {failure.name}: {failure.text} (the exception itself cannot be "
             "pickled; its traceback is the cause below)"
         )
-    error.__cause__ = RemoteTraceback(failure.traceback)
-    error.add_note(failure.note)
+    _set(error, "__cause__", RemoteTraceback(failure.traceback))
+    add_note(error, failure.note)
     return error
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note, also to an exception that refuses new attributes or has odd notes."""
+    if not isinstance(getattr(error, "__notes__", None), list):
+        _set(error, "__notes__", [])
+    BaseException.add_note(error, note)

@@ -18,7 +18,7 @@ from dsmfor.engines import process
 from dsmfor.engines.crew import Ended
 from dsmfor.errors import PerformanceWarning, RegionError, RegionTimeout, WorkerDied
 from dsmfor.options import Options
-from dsmfor.outcome import Failure, revive, text_of
+from dsmfor.outcome import Failure, add_note, revive, text_of
 from dsmfor.payload import Kernel
 from dsmfor.pickling import dump
 from dsmfor.reachable import ATOMS, reachable
@@ -158,7 +158,7 @@ def _values(ended: Ended, size: int, name: str, timeout: float | None) -> list[A
             )
         )
         for other in ended.died[1:]:
-            error.add_note(f"also: {other}")
+            add_note(error, f"also: {other}")
         _note_others(error, own)
     elif ended.reason == "timeout":
         error = RegionTimeout(
@@ -201,8 +201,8 @@ def _divergence(name: str, size: int, failures: dict[int, Failure]) -> str:
 def _note_others(error: BaseException, failures: list[tuple[int, Failure]]) -> None:
     for _, failure in failures[:_MOST_NOTES]:
         same = failure.name == type(error).__qualname__ and failure.text == text_of(error)
-        error.add_note(
-            f"also {failure.note}" + ("" if same else f": {failure.name}: {failure.text}")
+        add_note(
+            error, f"also {failure.note}" + ("" if same else f": {failure.name}: {failure.text}")
         )
     if len(failures) > _MOST_NOTES:
-        error.add_note(f"and in {len(failures) - _MOST_NOTES} more workers")
+        add_note(error, f"and in {len(failures) - _MOST_NOTES} more workers")

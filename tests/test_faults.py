@@ -2,9 +2,8 @@
 
 Laws: a call ends within two seconds of a death or a Ctrl-C, with the one error that tells of it;
 the next call has a full team; shared arrays hold what was written; nothing is left behind (which
-conftest.py holds every test to). Faults are real signals to real processes; where a fault must
-meet a worker at a certain place, the test looks at the worker's place in the control block or has
-the worker tell by a shared array, with a deadline.
+conftest.py holds every test to). Every death at every place is test_deaths.py's, random ones are
+test_random_kills.py's; here are the deaths that are told apart from those, errors, and hangs.
 """
 
 from __future__ import annotations
@@ -13,324 +12,40 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pytest
+from faults import (
+    DEADLINE,
+    assert_full_team,
+    await_flag,
+    die,
+    gone,
+    meanwhile,
+    outcome,
+    phase,
+    prompt,
+    roll_call,
+    state,
+    until,
+    warm,
+)
 
 import dsmfor as dsm
-from dsmfor.engines import process
 
-PROMPT = 2.0  # seconds that an error may take after its cause
-DEADLINE = 20.0  # seconds after which a test gives up waiting for what should come at once
 CALLER = os.getpid()
-
-SIGNALS = {"SIGKILL": -signal.SIGKILL, "SIGSEGV": -signal.SIGSEGV}
-DEATHS = {**SIGNALS, "exit 0": 0, "exit 7": 7}
-
-death = pytest.mark.parametrize("code", DEATHS.values(), ids=DEATHS.keys())
-killing = pytest.mark.parametrize("code", SIGNALS.values(), ids=SIGNALS.keys())
-
-
-# -- tools --------------------------------------------------------------------------------------
-
-
-def die(code: int) -> None:
-    """End this process at once, by a signal if `code` is negative."""
-    if code >= 0:
-        os._exit(code)
-    os.kill(os.getpid(), -code)
-    time.sleep(60)
-
-
-def await_flag(flags: np.ndarray, index: int = 0) -> None:
-    """In a kernel: wait until another process has set a flag."""
-    until = time.monotonic() + DEADLINE
-    while not flags[index]:
-        assert time.monotonic() < until
-        time.sleep(0.0005)
-
-
-def until(condition: Callable[[], object]) -> None:
-    """In the test: look until it is so."""
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        if time.monotonic() > end:
-            raise TimeoutError("what the test waits for did not come")
-        time.sleep(0.0005)
-
-
-def phase(rank: int) -> str:
-    """Where a rank of the region that runs is."""
-    crew = next(iter(process._busy()), None)
-    return "nowhere" if crew is None else crew.block.place(rank)["phase"]
-
-
-def state(pid: int) -> str:
-    """What the kernel says a process does: R, S, T (stopped) ...; X if it is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "X"
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended, be it a zombie."""
-    return state(pid) in "ZX"
-
-
-@contextmanager
-def meanwhile(act: Callable[[], object]) -> Iterator[None]:
-    """Do something in a thread while the body runs; its errors are the test's."""
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            act()
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join()
-    if errors:
-        raise errors[0]
-
-
-@contextmanager
-def prompt(seconds: float = PROMPT) -> Iterator[None]:
-    """The body takes no longer than `seconds`."""
-    began = time.monotonic()
-    yield
-    took = time.monotonic() - began
-    assert took < seconds, f"took {took:.2f} s"
-
-
-def outcome(call: Callable[..., Any], *args: Any) -> tuple[Any, dsm.WorkerDied | None]:
-    """What a call returned, and the death that it told of instead."""
-    try:
-        return call(*args), None
-    except dsm.WorkerDied as error:
-        return None, error
-
-
-@dsm.parallel
-def roll_call():
-    dsm.barrier()
-    return dsm.rank(), os.getpid()
-
-
-def warm(size: int) -> list[int]:
-    """Have a team of `size`; its pids."""
-    return [pid for _, pid in roll_call.using(workers=size)()]
-
-
-def warden() -> int:
-    """The pid of the warden: the member of the team that is our own child."""
-    return next(
-        pid
-        for pid in process.team_pids()
-        if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == str(os.getpid())
-    )
-
-
-def assert_full_team(size: int) -> None:
-    with prompt(1.5):
-        ranks = roll_call.using(workers=size)()
-    assert [rank for rank, _ in ranks] == list(range(size))
-    assert len({pid for _, pid in ranks}) == size
-
-
-def assert_obituary(error: dsm.WorkerDied, rank: int, pid: int, code: int) -> None:
-    assert (error.rank, error.pid, error.exitcode) == (rank, pid, code)
-    text = str(error)
-    assert f"worker {rank}" in text
-    assert str(pid) in text
-    if code < 0:
-        assert signal.Signals(-code).name in text
-    else:
-        assert f"exited with code {code}" in text
-    assert ("memory" in text) == (code == -signal.SIGKILL)
-
-
-class Deadly:
-    """Ends the worker that unpickles it, or that pickles it."""
-
-    def __init__(self, code: int, *, when_pickled: bool = False) -> None:
-        self.code = code
-        self.when_pickled = when_pickled
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self.when_pickled:
-            die(self.code)
-        return die, (self.code,)
 
 
 # -- a worker dies ------------------------------------------------------------------------------
-
-
-@death
-def test_death_while_computing_releases_those_at_a_barrier(code):
-    @dsm.parallel(workers=3)
-    def kernel(data, pids, go):
-        pids[dsm.rank()] = os.getpid()
-        data[dsm.rank()] = 1
-        if dsm.rank() == 1:
-            await_flag(go)
-            die(code)
-        dsm.barrier()
-
-    data, pids, go = dsm.zeros(3), dsm.zeros(3, int), dsm.zeros(1, int)
-    warm(3)
-
-    def let_die():
-        until(lambda: phase(0) == phase(2) == "at a barrier" and pids[1])
-        go[0] = 1
-
-    with meanwhile(let_die), prompt(), pytest.raises(dsm.WorkerDied) as caught:
-        kernel(data, pids, go)
-    assert_obituary(caught.value, 1, pids[1], code)
-    assert "computing" in str(caught.value)
-    assert data.tolist() == [1, 1, 1]
-    assert_full_team(3)
-
-
-@death
-def test_death_in_a_chunk_names_the_chunk(code):
-    @dsm.parallel(workers=2)
-    def kernel(data, pids):
-        pids[dsm.rank()] = os.getpid()
-        for i in dsm.prange(100):
-            if i == 70:
-                die(code)
-            data[i] = i
-
-    data, pids = dsm.zeros(100), dsm.zeros(2, int)
-    warm(2)
-    with prompt(), pytest.raises(dsm.WorkerDied, match=r"in a loop.*\[50, 100\)") as caught:
-        kernel(data, pids)
-    assert_obituary(caught.value, 1, pids[1], code)
-    assert data[50:70].tolist() == list(range(50, 70))
-    assert_full_team(2)
-
-
-@death
-def test_death_of_a_locks_owner_releases_those_who_wait_for_it(code):
-    @dsm.parallel(workers=3)
-    def kernel(pids, go):
-        if dsm.rank() == 1:
-            with dsm.critical("it"):
-                pids[1] = os.getpid()
-                await_flag(go)
-                die(code)
-        await_flag(pids, 1)
-        with dsm.critical("it"):
-            pids[dsm.rank()] = 1
-
-    pids, go = dsm.zeros(3, int), dsm.zeros(1, int)
-    warm(3)
-
-    def let_die():
-        until(lambda: phase(0) == phase(2) == "waiting for a lock")
-        go[0] = 1
-
-    with meanwhile(let_die), prompt(), pytest.raises(dsm.WorkerDied) as caught:
-        kernel(pids, go)
-    assert_obituary(caught.value, 1, pids[1], code)
-    assert pids[0] == pids[2] == 0
-    assert_full_team(3)
-
-
-@killing
-@pytest.mark.parametrize("place", ["at a barrier", "waiting for a lock", "waiting to enter a loop"])
-def test_death_while_waiting(code, place):
-    @dsm.parallel(workers=2)
-    def kernel(pids, go):
-        pids[dsm.rank()] = os.getpid()
-        if place == "waiting for a lock":
-            if dsm.rank() == 0:
-                with dsm.critical():
-                    go[0] = 1
-                    await_flag(go, 1)
-            else:
-                await_flag(go)
-                with dsm.critical():
-                    pass
-            return
-        if dsm.rank() == 0:
-            for _ in dsm.prange(2, nowait=True) if place == "waiting to enter a loop" else ():
-                await_flag(go, 1)
-            await_flag(go, 1)
-            return
-        if place == "at a barrier":
-            dsm.barrier()
-        for _ in range(20):
-            for _ in dsm.prange(2, nowait=True):
-                pass
-
-    pids, go = dsm.zeros(2, int), dsm.zeros(2, int)
-    warm(2)
-
-    def kill():
-        until(lambda: phase(1) == place)
-        os.kill(pids[1], -code)
-        until(lambda: gone(pids[1]))
-        go[1] = 1
-
-    with meanwhile(kill), prompt(), pytest.raises(dsm.WorkerDied, match=place) as caught:
-        kernel(pids, go)
-    assert_obituary(caught.value, 1, pids[1], code)
-    assert_full_team(2)
-
-
-@death
-def test_death_while_unpickling(code):
-    @dsm.parallel(workers=2)
-    def kernel(poison):
-        return poison
-
-    pids = warm(2)
-    with prompt(), pytest.raises(dsm.WorkerDied, match="unpickling") as caught:
-        kernel(Deadly(code))
-    error = caught.value
-    assert_obituary(error, error.rank, pids[error.rank], code)
-    assert_full_team(2)
-
-
-@death
-def test_death_while_pickling_its_result(code):
-    @dsm.parallel(workers=2)
-    def kernel():
-        return Deadly(code, when_pickled=True) if dsm.rank() else None
-
-    pids = warm(2)
-    with prompt(), pytest.raises(dsm.WorkerDied, match="pickling its result") as caught:
-        kernel()
-    assert_obituary(caught.value, 1, pids[1], code)
-    assert_full_team(2)
-
-
-@killing
-def test_death_while_idle_is_repaired_before_the_next_call(code):
-    pids = warm(3)
-    os.kill(pids[1], -code)
-    until(lambda: not Path(f"/proc/{pids[1]}").exists())  # mourned by the warden
-    with prompt(0.5):
-        ranks = roll_call.using(workers=3)()
-    assert [pid for rank, pid in ranks if rank != 1] == [pids[0], pids[2]]
-    assert ranks[1][1] != pids[1]
 
 
 def test_a_call_just_after_a_death_succeeds_or_says_so():
@@ -368,42 +83,6 @@ def test_death_just_after_a_worker_has_acknowledged():
     assert_full_team(2)
 
 
-def test_several_die_at_once():
-    @dsm.parallel(workers=4)
-    def kernel(pids, go):
-        pids[dsm.rank()] = os.getpid()
-        if dsm.rank() == 0:
-            await_flag(go)
-            time.sleep(60)
-        dsm.barrier()
-
-    pids, go = dsm.zeros(4, int), dsm.zeros(1, int)
-    warm(4)
-
-    def kill():
-        until(lambda: all(phase(rank) == "at a barrier" for rank in (1, 2, 3)))
-        for rank in (1, 2, 3):
-            os.kill(pids[rank], signal.SIGKILL)
-        go[0] = 1
-
-    with meanwhile(kill), prompt(2.5), pytest.raises(dsm.WorkerDied) as caught:
-        kernel(pids, go)
-    assert caught.value.rank in (1, 2, 3)
-    assert_full_team(4)
-
-
-def test_all_die_at_once():
-    @dsm.parallel(workers=3)
-    def kernel():
-        dsm.barrier()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    warm(3)
-    with prompt(), pytest.raises(dsm.WorkerDied):
-        kernel()
-    assert_full_team(3)
-
-
 def test_death_by_a_signal_without_a_name():
     @dsm.parallel(workers=2)
     def kernel():
@@ -432,47 +111,6 @@ def test_plain_arrays_are_untouched_after_a_death_and_shared_ones_keep_what_was_
         kernel(plain, shared)
     assert (plain == np.arange(1000.0)).all()
     assert shared.tolist() == [9, 9]
-
-
-# -- the warden dies ----------------------------------------------------------------------------
-
-
-def test_warden_killed_while_idle():
-    warm(2)
-    old = process.team_pids()
-    os.kill(warden(), signal.SIGKILL)
-    until(lambda: all(map(gone, old)))
-    with prompt(5.0):
-        _, error = outcome(roll_call.using(workers=2))
-        assert error is None or "warden" in str(error)
-    with prompt(5.0):
-        assert [rank for rank, _ in roll_call.using(workers=2)()] == [0, 1]
-    assert not old & process.team_pids()
-
-
-@pytest.mark.parametrize("place", ["computing", "at a barrier"])
-def test_warden_killed_in_a_region(place):
-    @dsm.parallel(workers=2)
-    def kernel(shared, go):
-        shared[dsm.rank()] = 1
-        if dsm.rank() == 0 and place == "at a barrier":
-            dsm.barrier()
-        time.sleep(60)
-
-    shared, go = dsm.zeros(2), dsm.zeros(1, int)
-    warm(2)
-    old = process.team_pids()
-
-    def kill():
-        until(lambda: shared.all() and phase(0) == place)
-        os.kill(warden(), signal.SIGKILL)
-
-    with meanwhile(kill), prompt(), pytest.raises(dsm.WorkerDied, match="warden"):
-        kernel(shared, go)
-    until(lambda: all(map(gone, old)))
-    with prompt(5.0):
-        assert [rank for rank, _ in roll_call.using(workers=2)()] == [0, 1]
-    assert shared.tolist() == [1, 1]
 
 
 # -- kernels that raise -------------------------------------------------------------------------
@@ -526,26 +164,83 @@ def test_one_raises_and_the_others_are_released(place):
 # -- hung workers -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["stopped", "deaf", "sleeping"])
-def test_a_hung_worker_ends_with_the_timeout(how):
-    @dsm.parallel(workers=2, timeout=0.5)
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def sleep() -> None:
+    time.sleep(60)
+
+
+def be_deaf() -> None:
+    while True:
+        with contextlib.suppress(BaseException):
+            time.sleep(60)
+
+
+def loop() -> None:
+    while True:
+        pass
+
+
+def compute_in_c() -> None:
+    sum(range(10**10))  # minutes with the GIL held, deaf to signals
+
+
+def match() -> None:
+    re.match("(a+)+$", "a" * 60 + "b")
+
+
+def read() -> None:
+    os.read(os.pipe()[0], 1)
+
+
+def write() -> None:
+    _, end = os.pipe()
+    while True:
+        os.write(end, bytes(1 << 16))
+
+
+@pytest.mark.parametrize("hang", [stop, sleep, be_deaf, loop, compute_in_c, match, read, write])
+def test_a_hung_worker_ends_with_the_timeout(hang):
+    @dsm.parallel(workers=2, timeout=0.3)
     def kernel(pids):
         pids[dsm.rank()] = os.getpid()
         if dsm.rank() == 0:
             return
-        if how == "stopped":
-            os.kill(os.getpid(), signal.SIGSTOP)
-        elif how == "sleeping":
-            time.sleep(60)
-        while True:
-            with contextlib.suppress(BaseException):
-                time.sleep(60)
+        hang()
 
     pids = dsm.zeros(2, int)
     warm(2)
-    with prompt(2.5), pytest.raises(dsm.RegionTimeout, match="rank 1"):
+    with prompt(3.0), pytest.raises(dsm.RegionTimeout, match="rank 1 was computing") as caught:
         kernel(pids)
-    assert how == "sleeping" or gone(pids[1])
+    assert "rank 0 was" not in str(caught.value)
+    assert hang not in (stop, be_deaf, compute_in_c) or gone(pids[1])
+    assert_full_team(2)
+
+
+@pytest.mark.parametrize("place", ["idle", "at a barrier"])
+def test_a_worker_that_is_stopped_where_it_waits_ends_with_the_timeout(place):
+    @dsm.parallel(workers=2, timeout=0.3)
+    def kernel(go):
+        if dsm.rank() == 0 and place == "at a barrier":
+            await_flag(go)
+        dsm.barrier()
+
+    pids, go = warm(2), dsm.zeros(1, int)
+    if place == "idle":
+        os.kill(pids[1], signal.SIGSTOP)
+
+    def strike():
+        if place != "idle":
+            until(lambda: phase(1) == place)
+            os.kill(pids[1], signal.SIGSTOP)
+            until(lambda: state(pids[1]) == "T")
+            go[0] = 1
+
+    with meanwhile(strike), prompt(3.0), pytest.raises(dsm.RegionTimeout, match="rank 1"):
+        kernel(go)
+    assert gone(pids[1])
     assert_full_team(2)
 
 
@@ -640,66 +335,6 @@ def test_an_array_made_by_workers_can_go_back_to_them_again_and_again():
     for _ in range(5):
         use(array)
     assert array[:2].tolist() == [5, 5]
-
-
-# -- random kills -------------------------------------------------------------------------------
-
-
-def test_random_kills():
-    """A hundred kills at random moments; after each a full team, and the memory as it should be."""
-    rng = random.Random(20_26)
-    data = dsm.zeros(20_000, int)
-
-    @dsm.parallel(workers=3)
-    def kernel(data, schedule):
-        for i in dsm.prange(len(data), schedule=schedule):
-            data[i] += 1
-        with dsm.critical("one"):
-            pass
-        dsm.barrier()
-        for s in dsm.pslices(len(data), schedule=schedule):
-            data[s] += 1
-
-    warm(3)
-    kernel(data, "dynamic,7")
-    typical = kernel.last_report.seconds  # a kill shall strike inside a region, mostly
-    deaths = 0
-    for _ in range(100):
-        pids = warm(3)
-        victims = rng.sample(pids, rng.choice([1, 1, 1, 2]))
-        pause = rng.random() * typical
-        schedule = rng.choice(["static", "dynamic,7", "guided", "auto", "random"])
-        go = threading.Event()
-
-        def kill(victims=victims, pause=pause, go=go):
-            go.wait()
-            time.sleep(pause)  # the random moment
-            for pid in victims:
-                os.kill(pid, signal.SIGKILL)
-
-        data[:] = 0
-        with meanwhile(kill), prompt():
-            go.set()
-            _, error = outcome(kernel, data, schedule)
-        if error is None:
-            assert (data == 2).all()
-        else:
-            deaths += 1
-            assert error.pid in victims
-            assert data.min() >= 0
-            assert data.max() <= 2
-        until(lambda victims=victims: all(map(gone, victims)))
-        for _ in victims:  # one that fell after the region may fail the next
-            data[:] = 0
-            _, error = outcome(kernel, data, schedule)
-            if error is None:
-                break
-            assert error.pid in victims
-        else:
-            data[:] = 0
-            kernel(data, schedule)
-        assert (data == 2).all()
-    assert deaths > 20
 
 
 # -- programs: Ctrl-C, and the caller's own end -------------------------------------------------

@@ -36,7 +36,7 @@ cdef extern from "control.h" nogil:
         int64_t low, high
 
     ctypedef struct dsm_control:
-        uint32_t bell, left, spoken, gen, table, used
+        uint32_t bell, left, spoken, deaths, gen, table, used
         uint64_t reason, base
         int32_t size, linger
         dsm_slot slots[8]
@@ -56,11 +56,14 @@ cdef extern from "control.h" nogil:
     int dsm_linger(uint32_t *word, uint32_t seen, int64_t us)
     int dsm_rest(uint32_t *word, uint32_t seen, int64_t linger, int64_t us, uint32_t bits)
     void dsm_wake(uint32_t *word, int many, uint32_t bits)
+    void dsm_rouse(int pidfd)
     uint32_t dsm_bit(int32_t rank)
     double dsm_now()
     void dsm_poison(dsm_control *b, uint32_t reason, int32_t rank)
     void dsm_repair(dsm_control *b)
-    uint64_t dsm_launch(dsm_control *b, int32_t size, uint64_t epoch)
+    void dsm_mourn(dsm_control *b, int32_t rank)
+    bint dsm_over(dsm_control *b)
+    uint64_t dsm_launch(dsm_control *b, int32_t size, uint64_t epoch, uint32_t deaths)
     void dsm_ring(dsm_control *b)
     void dsm_done(dsm_control *b, int32_t rank, uint64_t epoch)
     int dsm_arrive(dsm_control *b, int32_t rank, int32_t size, uint64_t signature)
@@ -84,7 +87,8 @@ cdef class Block:
     cdef dsm_control *b
     cdef bint private          # memory of this process alone; a fork has a copy of its own
     cdef int pid               # of the process that mapped it: no other may unmap it
-    cdef int *watched          # pidfds that the caller looks at while it waits
+    cdef uint32_t mourned      # deaths that the caller has seen to
+    cdef int *watched          # pidfds that the caller looks at while it waits: the warden's first
     cdef int watching
     cdef int look(self) except -2
     cdef bint ended(self, int size, uint64_t epoch) noexcept

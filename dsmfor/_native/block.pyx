@@ -195,7 +195,7 @@ cdef class Block:
     # -- the caller's side ---------------------------------------------------------------------
 
     def watch(self, pidfds):
-        """Look at these pidfds whenever a wait of the caller has lasted a slice."""
+        """Look at these pidfds, the warden's first, whenever a wait has lasted a slice."""
         cdef int i
         free(self.watched)
         self.watched = NULL
@@ -210,9 +210,11 @@ cdef class Block:
         self.watching = len(pidfds)
 
     cdef int look(self) except -2:
-        """Whether a watched process has ended."""
+        """Whether a watched process has ended. A warden that somebody has stopped goes on."""
         cdef pollfd p
         cdef int i
+        if self.watching:
+            dsm_rouse(self.watched[0])
         for i in range(self.watching):
             p.fd = self.watched[i]
             p.events = POLLIN
@@ -227,7 +229,7 @@ cdef class Block:
 
     def launch(self, int size, uint64_t epoch):
         """Start region `epoch` on ranks 0..size-1; the reason if the crew is broken, else 0."""
-        return dsm_launch(self.b, size, epoch) & 0xffffffff
+        return dsm_launch(self.b, size, epoch, self.mourned) & 0xffffffff
 
     def wait(self, int size, uint64_t epoch, double until=0.0):
         """Sleep until region `epoch` is DONE, BROKEN, LATE (past `until`) or a process is DEAD, or
@@ -327,6 +329,22 @@ cdef class Block:
         cdef uint64_t v = LOAD64(&self.b.reason)
         return v & 0xffffffff, <int32_t>(v >> 32)
 
+    def mourn(self, int rank):
+        """The warden's: the worker of `rank` has ended."""
+        dsm_mourn(self.b, rank)
+
+    def deaths(self):
+        """How many workers have ended, ever."""
+        return LOAD(&self.b.deaths)
+
+    def note_deaths(self, uint32_t deaths):
+        """That many deaths have been seen to; a launch refuses to begin after more of them."""
+        self.mourned = deaths
+
+    def sound(self):
+        """Whether nothing is broken, and nobody has died of whom the caller has not heard."""
+        return LOAD64(&self.b.reason) == 0 and LOAD(&self.b.deaths) == self.mourned
+
     def enlist(self, int rank, uint64_t epoch):
         """A new worker takes `rank`; `epoch` counts as done."""
         self.b.ranks[rank].launch = epoch
@@ -394,7 +412,7 @@ cdef class Block:
 
     def region_over(self):
         """Whether no rank is in a region."""
-        return (LOAD(&self.b.left) & 0x1fff) == 0
+        return dsm_over(self.b)
 
     def region_size(self):
         return self.b.size
@@ -421,5 +439,6 @@ cdef class Block:
         """Acknowledge region `epoch`: the rank's last touch of the block in it."""
         self.b.ranks[rank].outcome = outcome
         self.b.ranks[rank].length = length
+        self.b.ranks[rank].phase = DSM_IDLE
         with nogil:
             dsm_done(self.b, rank, epoch)

@@ -25,6 +25,7 @@
 #include <limits.h>
 #include <linux/futex.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -96,6 +97,7 @@ typedef struct {
     uint32_t spoken;          /* 1: workers have printed into the crew's relay; set by them, cleared
                                  by the caller before it empties the relay */
     uint64_t reason DSM_LINE; /* culprit rank << 32 | reason; CAS from 0 */
+    uint32_t deaths;          /* warden: workers of the crew that have ended, ever */
     uint32_t gen DSM_LINE;    /* barrier generation << 1 | broken; futex */
     uint64_t count DSM_LINE;  /* finished << 32 | arrived */
     uint64_t signature;       /* of the barrier that is filling; 0 before its first arrival */
@@ -131,6 +133,12 @@ static inline void dsm_wake(uint32_t *word, int many, uint32_t bits)
 }
 
 #define DSM_ANYONE FUTEX_BITSET_MATCH_ANY
+
+/* A process that somebody has stopped goes on; one that runs does not notice. */
+static inline void dsm_rouse(int pidfd)
+{
+    syscall(SYS_pidfd_send_signal, pidfd, SIGCONT, NULL, 0);
+}
 
 static inline int64_t dsm_microseconds(void)
 {
@@ -245,8 +253,27 @@ static inline uint32_t dsm_tag(uint64_t epoch)
     return (uint32_t)(epoch & 0x7ffff) << 13;
 }
 
-/* Caller, all ranks at rest, the mailbox written. Returns the reason if the crew is broken. */
-static inline uint64_t dsm_launch(dsm_control *b, int32_t size, uint64_t epoch)
+/* Warden: the worker of `rank` has ended. In a region it has broken that; at rest it has harmed
+ * nobody, and is replaced at the next call. */
+static inline void dsm_mourn(dsm_control *b, int32_t rank)
+{
+    ADD(&b->deaths, 1u);
+    if (LOAD(&b->ranks[rank].launch) != LOAD(&b->ranks[rank].done))
+        dsm_poison(b, DSM_DIED, rank);
+}
+
+/* Whether every rank of the last region has ended it. */
+static inline int dsm_over(dsm_control *b)
+{
+    for (int32_t r = 0; r < b->size; r++)
+        if (LOAD(&b->ranks[r].launch) != LOAD(&b->ranks[r].done))
+            return 0;
+    return 1;
+}
+
+/* Caller, all ranks at rest, the mailbox written. Returns the reason if the crew is broken, or if
+ * others than the `deaths` that the caller has seen to have been counted. */
+static inline uint64_t dsm_launch(dsm_control *b, int32_t size, uint64_t epoch, uint32_t deaths)
 {
     b->size = size;
     b->base = b->ranks[0].loops; /* after a clean region all its ranks agree on it */
@@ -258,6 +285,8 @@ static inline uint64_t dsm_launch(dsm_control *b, int32_t size, uint64_t epoch)
     uint64_t reason = LOAD(&b->reason);
     if (reason)
         return reason;
+    if (LOAD(&b->deaths) != deaths)
+        return DSM_DIED;
     for (int32_t r = 0; r < size; r++) { /* before anybody runs: a peer may look at once */
         STORE(&b->ranks[r].stopped, 0);
         STORE(&b->ranks[r].through, b->base);

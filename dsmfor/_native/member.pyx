@@ -404,6 +404,7 @@ cdef class Member:
             finally:
                 ADD(&s.sleepers, <uint32_t>-1)
         self.place(DSM_IN_LOOP, AT_LOOP, line)
+        self.block.b.ranks[self.rank].low = self.block.b.ranks[self.rank].high = 0  # none yet
         self.open = loop
         self.value = None
         return number

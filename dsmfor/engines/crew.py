@@ -9,6 +9,7 @@ Guarantees
 ----------
 - `region` returns only when every rank has acknowledged or has been reaped.
 - A failure costs the crew its broken workers alone: `muster` replaces them.
+- A death of a rank that is not in the region, or has acknowledged it, is no failure of the region.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ from typing import NamedTuple
 from dsmfor._native.block import BROKEN, DEAD, DONE, LATE, REASONS, SPOKEN, Block, Page
 from dsmfor._native.relay import Relay
 from dsmfor.engines.channel import contents, envelope, lift, pair
-from dsmfor.engines.launch import WardenGone, WardenLine
+from dsmfor.engines.launch import SPAWNS, WardenGone, WardenLine
 from dsmfor.engines.letters import Letters, Worker
+from dsmfor.engines.obituaries import obituary, whereabouts
 from dsmfor.engines.pages import PAGE, Mailbox
 from dsmfor.engines.worker import ELSEWHERE, STOP_SIGNAL
 from dsmfor.errors import WorkerDied
-from dsmfor.outcome import Outcome, open_outcome
+from dsmfor.outcome import Bereft, Outcome, open_outcome, unopened
 from dsmfor.payload import Message
 
 __all__ = ["Crew", "Ended", "leaving", "lost"]
@@ -37,10 +39,11 @@ __all__ = ["Crew", "Ended", "leaving", "lost"]
 lost: deque[tuple[WardenLine, int]] = deque()  # crews to be disbanded by whoever has the guard
 leaving: deque[int] = deque()  # pidfds of workers that end and may not have ended
 
-_GRACE = 1.0  # seconds that a stopped rank has to acknowledge before it is killed
+_GRACE = 0.8  # seconds that a stopped rank has to acknowledge before it is killed
+_PARTING = 5.0  # seconds that a worker may take to end when it is killed
 _ATTEMPTS = 3  # to launch a region whose crew breaks before it starts
 _LINGER = 100  # microseconds that whoever waits yields its core before it sleeps
-_INTERRUPTED, _TIMEOUT = REASONS.index("interrupted"), REASONS.index("timeout")
+_DIED, _INTERRUPTED, _TIMEOUT = map(REASONS.index, ("died", "interrupted", "timeout"))
 
 
 class Ended(NamedTuple):
@@ -55,13 +58,6 @@ class Ended(NamedTuple):
 
 
 _NOTHING = Ended([], "none", [], [])
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
 
 
 class Crew:
@@ -84,7 +80,6 @@ class Crew:
         self.closed = True  # until it has a block and a mailbox
         self.at_rest = True  # no rank is in a region
         self.expected = False  # in quarantine.py, when it is idle
-        self.lost = False  # somebody has died in this region before it had told its outcome
         self.workers: list[Worker | None] = []
         fd = Block.descriptor()
         ours, theirs = pair()
@@ -127,11 +122,14 @@ class Crew:
         """Bury the dead and re-make the words that their deaths have broken."""
         damaged = self.block.reason()[0] != 0
         while True:
-            # A death is poison first, then an obituary: after the obituary no poison can follow.
+            # A death is counted, then poison, then an obituary: after that no poison can follow,
+            # and whoever was counted before we look is seen to have ended.
+            deaths = self.block.deaths()
             gone = self.ended()
-            self.line.read_obituaries(gone)
-            self.bury()
+            self.line.read_obituaries(worker.recruit.incarnation for _, worker in gone)
+            self.bury(gone)
             if not damaged and not gone:
+                self.block.note_deaths(deaths)
                 return
             damaged = False
             self.block.repair()
@@ -140,62 +138,42 @@ class Crew:
         """Fork workers for these ranks; some may not live to take their place."""
         for rank in ranks:
             self.block.enlist(rank, self.epoch)
-        recruits = self.line.spawn(self.number, ranks, self.epoch)
-        for rank, (recruit, page_fd) in recruits.items():
-            worker = Worker(recruit, Page(PAGE, page_fd))
-            os.close(page_fd)
-            worker.settings = self.line.version
-            self.workers[rank] = worker
+        for start in range(0, len(ranks), SPAWNS):
+            recruits = self.line.spawn(self.number, ranks[start : start + SPAWNS], self.epoch)
+            for rank, (recruit, page_fd) in recruits.items():
+                worker = Worker(recruit, Page(PAGE, page_fd))
+                os.close(page_fd)
+                worker.settings = self.line.version
+                self.workers[rank] = worker
         self.letters.newcomers()
         self.mailbox.forget()
         self.watch()
 
     def ready(self) -> bool:
         """Whether nobody of the crew is known to have failed."""
-        return not self.block.reason()[0] and None not in self.workers and not self.letters.spoilt
+        return self.block.sound() and None not in self.workers and not self.letters.spoilt
 
     def watch(self) -> None:
-        """Have waits of the caller look at the warden and every worker."""
-        self.block.watch([self.line.pidfd, *(w.recruit.pidfd for w in self.workers if w)])
+        """Have waits of the caller look at the warden and every worker that lives."""
+        living = [w.recruit for w in self.workers if w is not None and not w.recruit.ended()]
+        self.block.watch([self.line.pidfd, *(recruit.pidfd for recruit in living)])
 
-    def bury(self) -> list[WorkerDied]:
-        """Give up the workers whose death the warden has told; an error for each."""
-        died = []
-        for rank, worker in enumerate(self.workers):
-            if worker is None or worker.recruit.incarnation not in self.line.obituaries:
-                continue
-            code = self.line.obituaries[worker.recruit.incarnation]
-            died.append(self.obituary(rank, worker.recruit.pid, code))
-            self.line.dismiss(worker.recruit)
+    def bury(self, gone: list[tuple[int, Worker]]) -> list[WorkerDied]:
+        """Give up workers whose death the warden has told; an error for each."""
+        died = [self.obituary(rank, worker) for rank, worker in gone]
+        for rank, _ in gone:
             self.workers[rank] = None
-            if self.block.done(rank) != self.epoch or self.block.outcome(rank)[0]:
-                self.lost = True
             self.block.enlist(rank, self.epoch)
-        if died:
+        if gone:
             self.watch()
+        for _, worker in gone:
+            self.line.dismiss(worker.recruit)
         return died
 
-    def obituary(self, rank: int, pid: int, code: int | None) -> WorkerDied:
+    def obituary(self, rank: int, worker: Worker) -> WorkerDied:
         """The error for a worker that has ended."""
-        place = self.block.place(rank)
-        if code is None:
-            how = "ended for an unknown reason"
-        elif code < 0:
-            how = f"was killed by {_signal_name(-code)}"
-            if -code == signal.SIGKILL:
-                how += " (memory may have run out: see the kernel's log)"
-        else:
-            how = f"exited with code {code}"
-        where = place["phase"]
-        if place["at"] == "prange":
-            where += f", last chunk [{place['low']}, {place['high']}) of line {place['line']}"
-        return WorkerDied(
-            f"worker {rank} (pid {pid}) {how} while {where}; plain arrays of this call are as they "
-            "were before it, shared ones as the workers left them. The next call has a full team",
-            rank=rank,
-            pid=pid,
-            exitcode=code,
-        )
+        code = self.line.obituaries.get(worker.recruit.incarnation)
+        return obituary(rank, worker.recruit.pid, code, self.block.place(rank))
 
     def disband(self) -> None:
         """End every worker; the warden reaps them."""
@@ -214,6 +192,15 @@ class Crew:
         self.relay.close()
         self.closed = True
 
+    def outlive(self) -> None:
+        """The warden has gone: end the workers, and wait until none can write any more."""
+        for worker in self.workers:
+            if worker is not None:
+                worker.recruit.kill()
+        for worker in self.workers:
+            if worker is not None:
+                worker.recruit.ended(_PARTING)
+
     def __del__(self) -> None:
         """Nobody holds the crew: a Ctrl-C struck between taking it and giving it back."""
         if not self.closed:
@@ -225,7 +212,6 @@ class Crew:
     def region(self, size: int, message: Message, seed: int, timeout: float | None) -> Ended:
         """Run a region and bring the crew to rest, whatever happens."""
         self.at_rest = False
-        self.lost = False
         self.relay.complaint = None
         before = self.epoch
         until = 0.0 if timeout is None else time.monotonic() + timeout
@@ -242,8 +228,8 @@ class Crew:
                     "them: see the kernel's log for the out-of-memory killer"
                 )
             status = self.block.wait(size, self.epoch, until)
-            if status == SPOKEN:
-                status = self.listen(size, until)
+            if status != DONE:
+                status = self.attend(status, size, until)
         except BaseException:
             if self.epoch == before or not self.block.launched(self.epoch):
                 raise  # nobody has begun; what was sent half spoils the crew
@@ -255,41 +241,48 @@ class Crew:
             self.complain()
             if self.block.all_quiet(size):
                 return _NOTHING
-            return Ended(self.collect(size), "none", [], [])
+            died: list[WorkerDied] = []
+            return Ended(self.collect(size, died), "died" if died else "none", died, [])
         slow = []
         if status == LATE:
-            slow = [self.whereabouts(rank) for rank in self.running(size)]
+            slow = [whereabouts(rank, self.block.place(rank)) for rank in self.running(size)]
             self.block.poison(_TIMEOUT, -1)
         died = self.wind_up(size, at_once=status != BROKEN, until=until)
         reason = REASONS[self.block.reason()[0]]
-        if reason == "died" and not died:  # it had acknowledged before
-            with self.guard:
-                self.line.read_obituaries(self.ended())
-            died = self.bury()
-        outcomes = self.collect(size)
-        failed = any(outcome is not None and outcome.failure is not None for outcome in outcomes)
-        if failed:
+        outcomes = self.collect(size, died)
+        failures = [o.failure for o in outcomes if o is not None and o.failure is not None]
+        if failures:
             self.letters.review()
-        if reason == "died" and not failed and not self.lost:
-            reason = "none"  # the dead had ended the kernel, and so had all others
-        elif died and reason != "timeout":
+        if not died and any(failure.name == Bereft.__name__ for failure in failures):
+            died = self.departed(size)
+        if died and reason != "timeout":
             reason = "died"
-        if reason == "none" and not failed:
-            self.complain()
         return Ended(outcomes, reason, died, slow)
 
-    def listen(self, size: int, until: float) -> int:
-        """Write what workers print until the region is over; as `Block.wait`, and never SPOKEN."""
-        status = SPOKEN
-        while status == SPOKEN:
-            over = self.block.acknowledged(size, self.epoch)
-            self.relay.deliver(over)
-            if over:
-                return BROKEN if self.block.reason()[0] else DONE
+    def attend(self, status: int, size: int, until: float) -> int:
+        """Wait on until the region is over, and write what workers print.
+
+        As `Block.wait`, whose `status` it was, but never SPOKEN, and DEAD only if a rank of the
+        region has died before it had acknowledged.
+        """
+        heard = False
+        while True:
+            if status == SPOKEN:
+                heard = True
+                over = self.block.acknowledged(size, self.epoch)
+                self.relay.deliver(over)
+                if over:
+                    return BROKEN if self.block.reason()[0] else DONE
+            elif status == DEAD:
+                if fallen := self.fallen(size):
+                    self.block.poison(_DIED, fallen[0][0])
+                    return DEAD
+                self.watch()  # whoever it was is replaced at the next call
+            else:
+                if status == DONE and heard:
+                    self.relay.deliver(True)  # lines that have no end, of which we heard before
+                return status
             status = self.block.wait(size, self.epoch, until)
-        if status == DONE:
-            self.relay.deliver(True)  # lines that have no end, of which we heard before
-        return status
 
     def complain(self) -> None:
         """Nothing else is to be raised: raise what the caller's own stream has raised."""
@@ -350,15 +343,17 @@ class Crew:
                 if status == DONE:
                     self.at_rest = True
                 elif status == DEAD:
+                    fallen = self.fallen(size)
                     with self.guard:
-                        self.line.read_obituaries(self.ended())
-                    died += self.bury()
+                        self.line.read_obituaries(w.recruit.incarnation for _, w in fallen)
+                        died += self.bury(fallen)
+                    if not fallen:
+                        self.watch()
                 elif not stopped:
                     self.stop(size)  # ranks that compute on although another one has failed
                     stopped = True
                 elif at_once:
                     self.kill(size)
-                    self.bury()
             except KeyboardInterrupt as error:
                 interrupt = error
                 at_once = True
@@ -367,15 +362,30 @@ class Crew:
             raise interrupt
         return died
 
-    def ended(self) -> list[int]:
-        """Incarnations of the workers that have ended, or `WardenGone` if they all have."""
+    def ended(self) -> list[tuple[int, Worker]]:
+        """Rank and worker of all that have ended, or `WardenGone` if they all have."""
         if self.line.gone():
             raise WardenGone
         return [
-            worker.recruit.incarnation
-            for worker in self.workers
+            (rank, worker)
+            for rank, worker in enumerate(self.workers)
             if worker is not None and worker.recruit.ended()
         ]
+
+    def fallen(self, size: int) -> list[tuple[int, Worker]]:
+        """Of those that have ended, the ranks that had not acknowledged the region."""
+        return [
+            (rank, worker)
+            for rank, worker in self.ended()
+            if rank < size and self.block.done(rank) != self.epoch
+        ]
+
+    def departed(self, size: int) -> list[WorkerDied]:
+        """Errors for those that have ended after they had acknowledged."""
+        gone = [(rank, worker) for rank, worker in self.ended() if rank < size]
+        with self.guard:
+            self.line.read_obituaries(worker.recruit.incarnation for _, worker in gone)
+            return [self.obituary(rank, worker) for rank, worker in gone]
 
     def running(self, size: int) -> list[int]:
         """Ranks of the region that live and have not acknowledged."""
@@ -395,20 +405,18 @@ class Crew:
 
     def kill(self, size: int) -> None:
         """End the ranks that still run."""
-        running = [self.workers[rank] for rank in self.running(size)]
-        recruits = [worker.recruit for worker in running if worker is not None]
+        victims = [(r, w) for r in self.running(size) if (w := self.workers[r]) is not None]
+        for _, worker in victims:
+            worker.recruit.kill()
         with self.guard:
-            self.line.tell("kill", [recruit.pid for recruit in recruits])
-            self.line.read_obituaries(recruit.incarnation for recruit in recruits)
+            self.line.read_obituaries(worker.recruit.incarnation for _, worker in victims)
+            self.bury(victims)
 
-    def whereabouts(self, rank: int) -> str:
-        """Where a rank is, in words."""
-        place = self.block.place(rank)
-        line = f" (line {place['line']})" if place["line"] else ""
-        return f"rank {rank} was {place['phase']}{line}"
+    def collect(self, size: int, died: list[WorkerDied]) -> list[Outcome | None]:
+        """The outcomes of the ranks that told theirs, also of those that have ended since.
 
-    def collect(self, size: int) -> list[Outcome | None]:
-        """The outcomes of the ranks that live."""
+        One that cannot be opened because an array in it has gone with its worker is `died`.
+        """
         outcomes: list[Outcome | None] = []
         for rank in range(size):
             worker = self.workers[rank]
@@ -424,5 +432,11 @@ class Crew:
                     os.close(fd)
             else:
                 data = worker.page.read(0, length)
-            outcomes.append(open_outcome(data, rank, size))
+            try:
+                outcomes.append(open_outcome(data))
+            except Bereft:
+                died += self.departed(size)
+                outcomes.append(None)
+            except Exception as error:  # whatever the user's unpickling raises
+                outcomes.append(Outcome(failure=unopened(error, rank, size)))
         return outcomes

@@ -22,6 +22,7 @@ from dsmfor.engines.channel import lift
 __all__ = ["Housekeeper"]
 
 _BATCH = 0.05  # seconds: one letter tells of many
+_RETRY = 1.0  # seconds, after an error
 
 
 class Housekeeper:
@@ -55,7 +56,10 @@ class Housekeeper:
                 self._stopping.wait(_BATCH)
             if self._stopping.is_set():
                 return
-            again = self._act()
+            try:
+                again = self._act()
+            except Exception:  # the next call meets the same, and says so
+                again = _RETRY
 
     def stop(self) -> None:
         """End the thread."""

@@ -14,21 +14,29 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
 from dsmfor._native.block import LAYOUT
 from dsmfor.engines.channel import lift, pair, receive, send
+from dsmfor.engines.obituaries import signal_name
 from dsmfor.engines.surroundings import Lookout
 from dsmfor.engines.worker import BLAS_VARIABLES
-from dsmfor.errors import DSMError
+from dsmfor.errors import DSMError, WorkerDied
+from dsmfor.outcome import Bereft
 
-__all__ = ["Recruit", "WardenGone", "WardenLine"]
+__all__ = ["SPAWNS", "Recruit", "WardenGone", "WardenLine"]
 
 _START = 60.0  # seconds that a warden or worker may take to come up on a loaded machine
+_NEWS = 20.0  # seconds that a warden may take to tell of a death; one that takes longer is ended
+_SLICE = 0.1  # seconds after which a warden that does not answer is told to go on
+SPAWNS = 64  # at a time: neither side's socket is full while the other one sends
+_ATTEMPTS = 3  # to start a warden that something kills
+_STUCK = 10.0  # seconds that a letter may wait for room on a worker's socket
 _SOURCE = """\
 import sys
 for place in {path!r}:
@@ -42,6 +50,10 @@ class WardenGone(Exception):
     """The warden process has ended; its workers end with it."""
 
 
+class _Killed(WorkerDied):
+    """The warden was killed before it could serve."""
+
+
 class Recruit:
     """What the caller holds of a worker process: its pid, pidfd and socket."""
 
@@ -50,6 +62,7 @@ class Recruit:
         self.incarnation = incarnation  # its number in the ids of the segments that it makes
         self.pidfd = lift(pidfd)
         self.end = socket.socket(fileno=lift(end))
+        self.end.settimeout(_STUCK)
 
     def close(self) -> None:
         """Let go of the descriptors."""
@@ -63,9 +76,14 @@ class Recruit:
         fd, self.pidfd = self.pidfd, -1
         return fd
 
-    def ended(self) -> bool:
-        """Whether the process has ended."""
-        return bool(_ready([self.pidfd], 0.0))
+    def ended(self, seconds: float = 0.0) -> bool:
+        """Whether the process has ended, or does within `seconds`."""
+        return bool(_ready([self.pidfd], seconds))
+
+    def kill(self) -> None:
+        """End the process, whoever still watches over it."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
     def receive_outcome(self, epoch: int) -> tuple[int, int]:
         """Descriptor and length of the outcome of region `epoch` that did not fit the page."""
@@ -91,6 +109,7 @@ class WardenLine:
         self.version = 0  # of the surroundings that the warden, and so a new worker, follows
         ours, theirs = pair()
         self.end = socket.socket(fileno=lift(ours.detach()))
+        self.end.settimeout(_STUCK)
         try:
             self.pid = _exec_warden(theirs)
         except BaseException:
@@ -109,7 +128,13 @@ class WardenLine:
                     "fit; restart the program"
                 )
         except WardenGone:
-            self.stop()
+            status = self.stop()
+            if status is not None and os.WIFSIGNALED(status):
+                raise _Killed(
+                    f"the warden of the workers (pid {self.pid}) was killed by "
+                    f"{signal_name(os.WTERMSIG(status))} while it started; something ends it: see "
+                    "the kernel's log for the out-of-memory killer. The next call starts a new one"
+                ) from None
             raise DSMError(
                 f"the warden of the workers (pid {self.pid}) ended while it started: it was "
                 f"killed, or its message is on stderr. It runs {sys.executable!r} with this "
@@ -123,6 +148,33 @@ class WardenLine:
         """Whether the warden has ended."""
         return self.pidfd < 0 or bool(_ready([self.pidfd], 0.0))
 
+    @classmethod
+    def start(cls) -> Self:
+        """A warden that serves; if something kills it at once, another one."""
+        for _ in range(_ATTEMPTS - 1):
+            with contextlib.suppress(_Killed):
+                return cls()
+        return cls()
+
+    def heed(self, fds: list[int], seconds: float, of: int = -1) -> set[int]:
+        """As `_ready`, but a warden that somebody has stopped goes on, and the worker `of` too."""
+        until = time.monotonic() + seconds
+        while True:
+            patience = max(0.0, until - time.monotonic())
+            ready = _ready(fds, min(patience, _SLICE))
+            if ready or patience <= _SLICE:
+                return ready
+            for pidfd in (self.pidfd, of):
+                with contextlib.suppress(ProcessLookupError):
+                    if pidfd >= 0:
+                        signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+
+    def give_up(self) -> NoReturn:
+        """The warden does not answer: end it, so that the next call starts a new one."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        raise WardenGone
+
     def tell(self, *message: object, fds: Sequence[int] = ()) -> None:
         """Send the warden a message."""
         try:
@@ -133,7 +185,7 @@ class WardenLine:
     def _next(self, seconds: float) -> tuple[Any, list[int]] | None:
         """The next message, or None after `seconds`. Obituaries are filed, not returned."""
         while True:
-            ready = _ready([self.end.fileno(), self.pidfd], seconds)
+            ready = self.heed([self.end.fileno(), self.pidfd], seconds)
             if not ready:
                 return None
             letter = receive(self.end) if self.end.fileno() in ready else None
@@ -153,10 +205,7 @@ class WardenLine:
         while True:
             letter = self._next(_START)
             if letter is None:
-                raise DSMError(
-                    f"the warden (pid {self.pid}) did not answer within {_START:g} s; "
-                    "it may be stopped, or the machine overloaded"
-                )
+                self.give_up()
             if letter[0][0] == verb:
                 return letter
             if letter[0][0] == "failed" and letter[0][1] in of:
@@ -171,22 +220,19 @@ class WardenLine:
         wanted = set(of)
         while True:
             settled = wanted <= self.obituaries.keys()
-            letter = self._next(0.0 if settled else _START)
+            letter = self._next(0.0 if settled else _NEWS)
             if letter is not None:
                 for fd in letter[1]:  # an answer to a question that was interrupted
                     os.close(fd)
+            elif settled:
+                return
             else:
-                if settled:
-                    return
-                raise DSMError(
-                    f"the warden (pid {self.pid}) does not tell of the end of {sorted(wanted)}; "
-                    "it may be stopped"
-                )
+                self.give_up()
 
     def spawn(self, crew: int, ranks: Sequence[int], epoch: int) -> dict[int, tuple[Recruit, int]]:
         """Fork workers for ranks of a crew: by rank, the recruit and its page's descriptor.
 
-        A worker that ended before it was ready is left out.
+        A worker that ended before it was ready is left out. At most `SPAWNS` ranks at a time.
         """
         self.follow()
         incarnations = {}
@@ -228,7 +274,7 @@ class WardenLine:
 
     def _hello(self, recruit: Recruit) -> int | None:
         """Wait for a new worker's first words; the descriptor of its page."""
-        ready = _ready([recruit.end.fileno(), recruit.pidfd], _START)
+        ready = self.heed([recruit.end.fileno(), recruit.pidfd], _START, recruit.pidfd)
         letter = receive(recruit.end) if recruit.end.fileno() in ready else None
         return None if letter is None else letter[1][0]
 
@@ -248,7 +294,7 @@ class WardenLine:
             for fd in descriptors:  # of a call that was interrupted
                 os.close(fd)
         if not descriptors:
-            raise DSMError(f"no worker has left {key} with the warden; its owner has gone")
+            raise Bereft(f"no worker has left {key} with the warden; its owner has gone")
         return descriptors[0]
 
     def follow(self) -> None:
@@ -277,17 +323,19 @@ class WardenLine:
         if getattr(self, "pidfd", -1) >= 0:
             self.close()
 
-    def stop(self) -> None:
-        """End the warden, and by that its workers, and wait until they are gone."""
+    def stop(self) -> int | None:
+        """End the warden, and by that its workers, and wait until they are gone; its status."""
         pidfd = self.pidfd
         self.end.close()
-        if pidfd >= 0 and not _ready([pidfd], 5.0):
+        if pidfd >= 0 and not self.heed([pidfd], 5.0):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             _ready([pidfd], 5.0)
+        status = None
         with contextlib.suppress(ChildProcessError):  # the user may have reaped all children
-            os.waitpid(self.pid, 0)
+            _, status = os.waitpid(self.pid, 0)
         self.close()
+        return status
 
 
 def _ready(fds: list[int], seconds: float) -> set[int]:

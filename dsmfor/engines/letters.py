@@ -94,6 +94,8 @@ class Letters:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # found by its pidfd
                 send(worker.recruit.end, (verb, body), list(fds))
                 self.block.mailed(rank, 1)
+        except TimeoutError:  # it is stopped, and its socket full
+            self.replace(worker)
         except BaseException:
             self.spoilt = True
             raise
@@ -104,9 +106,13 @@ class Letters:
         if self.block.await_read(rank, _PATIENCE) == LATE:
             worker = self.workers[rank]
             assert worker is not None
-            with self.guard:
-                self.line.tell("kill", [worker.recruit.pid])
-                self.line.read_obituaries([worker.recruit.incarnation])
+            self.replace(worker)
+
+    def replace(self, worker: Worker) -> None:
+        """End a worker that reads no letters; the launch finds it dead, and has a new one made."""
+        worker.recruit.kill()
+        with self.guard:
+            self.line.read_obituaries([worker.recruit.incarnation])
 
     def supply(self, size: int, message: Message) -> None:
         """Send the ranks what they lack for a message."""
@@ -184,6 +190,10 @@ class Letters:
                     worker.skeletons.clear()
                 worker.lacks = lacks
                 self.newcomers()
+
+    def know(self, freed: set[int]) -> bool:
+        """Whether a worker knows one of these segments."""
+        return any(w is not None and (w.segments | w.made) & freed for w in self.workers)
 
     def let_go(self, freed: set[int]) -> bool:
         """Tell the workers that know them that segments are gone; whether any was told."""

@@ -22,7 +22,7 @@ from dsmfor import segments
 from dsmfor._native.block import Block, Page
 from dsmfor.engines.channel import contents, envelope, receive, send
 from dsmfor.errors import DSMError, SharedMemoryFull
-from dsmfor.outcome import Stop
+from dsmfor.outcome import Bereft, Stop
 from dsmfor.pickling import dump, load
 from dsmfor.transit import Homeward
 
@@ -160,7 +160,7 @@ class Broker:
         """A descriptor that someone left under `key`."""
         descriptors = self._ask("get", key)
         if not descriptors:
-            raise DSMError(f"no worker has left {key} with the warden; its owner has gone")
+            raise Bereft(f"no worker has left {key} with the warden; its owner has gone")
         return descriptors[0]
 
     def drop(self, segment: int) -> None:

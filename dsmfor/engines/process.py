@@ -186,7 +186,7 @@ def _give_back(crew: Crew) -> None:
 
 def _start() -> None:
     global _line, _keeper
-    _line = WardenLine()
+    _line = WardenLine.start()
     segments.set_reclaimer(_reclaim)
     segments.set_resolver(_resolve)
     if _keeper is None:
@@ -218,6 +218,7 @@ def _forget(lost: Crew | None = None) -> None:
         return
     for crew in _living():
         if crew is lost or (crew.line is line and crew in _idle):
+            crew.outlive()
             crew.close()
             if crew in _idle:
                 _idle.remove(crew)
@@ -286,19 +287,21 @@ def _ring(crews: list[Crew]) -> None:
 def _spread() -> list[Crew]:
     """Tell idle crews what was freed. A busy one hears it when it is idle again."""
     _bell.crowded = False
-    freed = set()
-    while _bell.freed:
-        freed.add(_bell.freed.popleft())
+    freed = set[int]()
     told: list[Crew] = []
-    asked = _quarantine.turn(_idle, _living())
-    for crew in _idle:
-        if crew.letters.let_go(freed) or crew in asked:
-            crew.block.ring()
-            told.append(crew)
-    for crew in _busy():
-        if any(worker is not None and worker.segments & freed for worker in crew.workers):
+    again = True  # unless all has gone well; a Ctrl-C may strike
+    try:
+        while _bell.freed:
+            freed.add(_bell.freed.popleft())
+        asked = _quarantine.turn(_idle, _living())
+        for crew in _idle:
+            if crew.letters.let_go(freed) or crew in asked:
+                crew.block.ring()
+                told.append(crew)
+        again = any(crew.letters.know(freed) for crew in _busy())
+    finally:
+        if again:
             _bell.freed.extend(freed)
-            break
     return told
 
 

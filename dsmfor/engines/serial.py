@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from dsmfor.outcome import add_note
 from dsmfor.team import Settings, enter, solo
 
 __all__ = ["run"]
@@ -43,7 +44,7 @@ def run(
     except BaseException as error:
         last = member.last_index()
         if last is not None:
-            error.add_note(f"in worker 0 of 1, {last[0]}")
+            add_note(error, f"in worker 0 of 1, {last[0]}")
         raise
     finally:
         enter(before)

@@ -6,8 +6,9 @@ terminal and the death of the caller's process group pass it by. It knows nothin
 
 Guarantees
 ----------
-- When a worker dies, its crew's words are poisoned within a millisecond, then it is reaped, then
-  the caller is told. Nobody else reaps, so a pid that the warden kills is the worker's.
+- When a worker dies, its death is counted within a millisecond, and its crew's words are poisoned
+  if it was in a region; then it is reaped, then the caller is told. Nobody else reaps, so a pid
+  that the warden kills is the worker's.
 - When the caller dies, however, every worker and the warden are gone: pidfd or end of file.
 - A descriptor that was put here is had by whoever asks for it, until its owner drops it or dies.
 """
@@ -27,7 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsmfor import segments
-from dsmfor._native.block import LAYOUT, REASONS, Block, adopt_orphans
+from dsmfor._native.block import LAYOUT, Block, adopt_orphans
 from dsmfor.engines import worker
 from dsmfor.engines.channel import pair, receive, send
 from dsmfor.engines.streams import turnstile
@@ -35,8 +36,6 @@ from dsmfor.engines.surroundings import redirect
 from dsmfor.errors import SharedMemoryFull
 
 __all__ = ["main"]
-
-_DIED = REASONS.index("died")
 
 
 @dataclass(slots=True)
@@ -235,7 +234,7 @@ class Warden:
         """A worker has ended: release its crew, reap it, tell the caller."""
         crew = self.crews.get(ward.crew)
         if crew is not None:
-            crew.block.poison(_DIED, ward.rank)
+            crew.block.mourn(ward.rank)
         _, status = os.waitpid(ward.pid, 0)
         self.ignore(ward.pidfd)
         self.ignore(ward.end.fileno())

@@ -41,7 +41,7 @@ from dsmfor.engines.streams import Streams
 from dsmfor.engines.surroundings import redirect, set_filters, set_numerics
 from dsmfor.errors import DSMError, SharedMemoryFull
 from dsmfor.hints import note_read_only
-from dsmfor.outcome import Outcome, Stop, describe_failure
+from dsmfor.outcome import Outcome, Stop, describe_failure, text_of
 from dsmfor.payload import Heading, open_message
 from dsmfor.pickling import dump
 from dsmfor.replica import Replica
@@ -139,6 +139,7 @@ class Worker:
         self.blas: int | None = 1
         self.environ: dict[str, str] = {}  # the caller's
         self.running = False
+        self.tidied = True  # since the last region
 
         confine()
         segments.set_creator(post.incarnation)
@@ -171,9 +172,21 @@ class Worker:
             if epoch:
                 self.run(epoch)
                 self.last = epoch
-            elif not letters and self.broker.lending and self.block.region_over():
-                self.broker.take_back()
-                self.drop_freed()
+                self.tidied = False
+            elif not letters and not self.tidied and self.block.region_over():
+                self.tidy()
+
+    def tidy(self) -> None:
+        """The region has been over for a second: let go of what only its ranks needed.
+
+        The caller tells of its own segments when they are gone. Of those that workers made it may
+        never have heard, and a cycle in a process that does nothing is not collected.
+        """
+        self.tidied = True
+        self.broker.take_back()
+        if any(segment >> 40 for segment in segments.live()):
+            gc.collect()
+        self.drop_freed()
 
     # -- letters -------------------------------------------------------------------------------
 
@@ -366,6 +379,7 @@ class Worker:
             return None if value is None else Outcome(value=value)
         except BaseException as error:
             member.fail()
+            block.phase(self.rank, _PICKLING)
             if bound is not None and order is not None:
                 note_read_only(error, bound.named(), order.inward, order.heading.fixed)
             return Outcome(failure=describe_failure(error, self.note(size)))
@@ -412,12 +426,13 @@ class Worker:
             data = dump(outcome, transit)
             self.broker.export(transit.segments, self.broker.exported)
             return data
-        except Exception as error:
+        except BaseException as error:  # whatever the user's pickling raises
             kind = type(outcome.value).__qualname__
             self.member.fail()
             failure = TypeError(
                 f"rank {self.rank} returned a {kind} that cannot be pickled "
-                f"({type(error).__name__}: {error}); return arrays, numbers or other plain data"
+                f"({type(error).__name__}: {text_of(error)}); return arrays, numbers or other "
+                "plain data"
             )
             note = f"in worker {self.rank}, after the kernel had returned"
             return dump(Outcome(failure=describe_failure(failure, note)))
