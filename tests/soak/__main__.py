@@ -129,4 +129,8 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        say("stopped; without --seed and --fresh, the campaign goes on after its last whole bout")
+        sys.exit(130)

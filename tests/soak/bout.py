@@ -153,8 +153,10 @@ class Bout:
         complaints = threading.Thread(target=lambda: words.extend(caller.stderr), daemon=True)
         listener.start()
         complaints.start()
-        if not self.ready.wait(HANG):
-            raise Finding("the caller did not become ready" + self.complaint(caller, words))
+        deadline = time.monotonic() + HANG
+        while not self.ready.wait(0.02) and caller.poll() is None:
+            if time.monotonic() > deadline:
+                raise Finding("the caller did not become ready" + self.complaint(caller, words))
         shooter = threading.Thread(target=self.shoot, args=(caller.pid,), daemon=True)
         shooter.start()
         self.finish(caller, words)
@@ -267,10 +269,10 @@ class Bout:
     def judge_deaths(self) -> None:
         """Every death that was told of was made here, or by the acts themselves."""
         for what, pid, at in self.told:
-            if what != "WorkerDied":
-                continue
             if pid in self.killed:
                 self.figures.longest("death told", at - self.killed[pid])
+            elif what == "WorkerDied" and not self.warden_killed:
+                raise Finding(f"a worker {pid} is said to have died, and was killed by nobody")
 
     def judge_end(self, caller: subprocess.Popen[str], words: str) -> None:
         """It ended as it was told, and said nothing."""
