@@ -46,6 +46,17 @@ class Peer:
     debris: tuple[str, ...] = ()
 
 
+SEED_NAMES = (
+    "numThread2048",
+    "sense2048",
+    "counter2048",
+    "spInd2048",
+    "next base",
+    "found",
+    *"ABCDY",
+)
+"""What py-dsm calls its shared memory in the programs of examples/pydsm, and besides."""
+
 PEERS = {
     "dsmfor": Peer("dsmfor"),
     "openmp": Peer(),
@@ -58,6 +69,9 @@ PEERS = {
         "py-dsm",
         ("/dev/shm/numThread2048", "/dev/shm/sense2048", "/dev/shm/counter2048"),
     ),
+    "seed_ours": Peer(),
+    "seed_native": Peer(),
+    "seed_theirs": Peer("", tuple(f"/dev/shm/{name}" for name in SEED_NAMES)),
     "numba": Peer("numba"),
     "primitives": Peer(),
     "onecore": Peer(),
