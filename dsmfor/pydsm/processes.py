@@ -62,6 +62,7 @@ def kernel(func: Callable[..., object]) -> Parallel[...]:
             runs.remove(run)
             here.run = before
 
+    process.__qualname__ = getattr(func, "__qualname__", type(func).__qualname__)  # for messages
     return parallel(private="*")(process)
 
 
