@@ -208,13 +208,13 @@ class Lane:
 def environment(directory: Path) -> Mapping[str, str]:
     """The environment of every lane.
 
-    OpenBLAS chooses its own kernels, OpenMP does not spin, and the package that is
-    measured is the one that this process would import.
+    OpenBLAS chooses its own kernels, OpenMP does not spin, modules are compiled once, and the
+    package that is measured is the one that this process would import.
     """
     chosen = {
         name: value
         for name, value in os.environ.items()
-        if name not in {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}
+        if name not in {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTHONDONTWRITEBYTECODE"}
     }
     paths = [str(FOLDER.parent)]
     measured = importlib.util.find_spec("dsmfor")

@@ -28,9 +28,9 @@ TITLES = {
 SIZES = tuple(10**k for k in range(3, 8))
 LARGEST = SIZES[-1]
 
-ACCOUNT = """The program of examples/pydsm, two processes, from before `runProcesses` to after it,
-in an interpreter that has run it before; py-dsm starts its processes each time. Shares of vectors
-and matrices are random; what is rewritten uses slices."""
+ACCOUNT = """The program of examples/pydsm with two processes: the second of two runs in a Cluster,
+from before `runProcesses` to after it. py-dsm starts its processes for each run, dsmfor's are
+there. Shares of vectors and matrices are random; what is rewritten uses slices."""
 
 MEMORY = """Peak of the proportional set sizes of the program and all its processes, summed, so that
 a page that several have counts once; interpreters and libraries included. Looked at every 10 ms
