@@ -379,6 +379,27 @@ def test_a_lock_need_not_be_waited_for(cluster: pydsm.Cluster) -> None:
     cluster.runProcesses(attempt)
 
 
+def test_who_waits_for_some_time_only_ties_no_knot(cluster: pydsm.Cluster) -> None:
+    def cross(resource: Resource) -> None:
+        me, gate = resource["id"], resource["gate"]
+        mine, other = (resource[name] for name in ("ab", "ba")[me])
+        mine.acquire()
+        gate[me] = 1
+        while not gate.all():
+            pass
+        if me == 0:
+            other.acquire()
+            other.release()
+        else:
+            assert not other.acquire(timeout=0.3)  # rank 0 looks for a knot meanwhile
+        mine.release()
+
+    cluster.createShared("gate", 2)
+    cluster.createLock("a")
+    cluster.createLock("b")
+    cluster.runProcesses(cross)
+
+
 def acquire_twice(resource: Resource) -> None:
     resource["lock"].acquire()
     resource["lock"].acquire()
