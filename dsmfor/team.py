@@ -85,8 +85,8 @@ class Team(Protocol):
     def seed(self) -> int:
         """Of the loops' random schedules, the same on every rank."""
 
-    def barrier(self, line: int, timeout: float = 0.0) -> None:
-        """Wait for every rank at the barrier of that source line."""
+    def barrier(self, line: int, timeout: float = 0.0, place: int = -1) -> None:
+        """Wait for every rank at the barrier of that source line, or `place` (32 bits) if given."""
 
     def lock(self, name: str | None) -> AbstractContextManager[object]:
         """The team's lock of that name; None is a name of its own."""

@@ -60,6 +60,7 @@ FLOORS = {
     "sharing": 5,
     "region": 5,
     "parallel": 5,
+    "pydsm": 6,
     "__init__": 6,
 }
 
@@ -82,6 +83,7 @@ SIDEWAYS = {
     "replica": {"snapshots", "design", "imported", "pickling", "transit"},
     "outcome": {"pickling"},
     "engines": {"engines"},
+    "pydsm": {"pydsm"},
     "sharing": {"intents"},
     "region": {"options", "sharing"},
     "parallel": {"options", "region", "report", "sharing"},

@@ -28,7 +28,7 @@ cdef class Member:
     cdef forsake(self)
     cdef int place(self, int phase, int at, int line) except -1
     cdef int wait(self, uint32_t *word, uint32_t seen, double until) except -1
-    cdef int meet(self, int at, int line, double timeout) except -1
+    cdef int meet(self, int at, int line, double timeout, int64_t place=*) except -1
     cdef str stop(self, int at, int line)
     cdef released(self)
     cdef clashed(self, str here)

@@ -39,35 +39,54 @@ cdef class Lock:
     cdef uint64_t epoch
 
     def __enter__(self):
+        self.take(True, 0.0)
+        return self
+
+    def acquire(self, bint block=True, double timeout=0.0):
+        """Take the lock without a ``with``, if it is free or becomes so in time; whether."""
+        return self.take(block, dsm_now() + timeout if timeout > 0 else 0.0) == 1
+
+    def release(self):
+        """Give the lock back outside a ``with`` block."""
+        if not self.mine():
+            raise RegionError(f"rank {self.member.rank} releases {self!r} and does not hold it: "
+                              "release a lock once, in the worker that acquired it")
+        self.__exit__()
+
+    cdef bint mine(self) noexcept:
+        cdef Member m = self.member
+        return self.epoch == m.epoch and LOAD(self.word) >> 2 == <uint32_t>(m.rank + 1)
+
+    cdef int take(self, bint block, double until) except -1:
+        """1 if the lock was taken; 0 if it is not free, `until` that time (0: without end)."""
         cdef Member m = self.member
         cdef uint32_t seen = 0
-        cdef uint32_t mine = <uint32_t>(m.rank + 1)
+        cdef bint late = False
         if self.epoch != m.epoch:
-            raise RegionError(f"{self!r} belongs to a region that has ended: call "
-                              "dsm.critical inside the kernel that uses it")
+            raise RegionError(f"{self!r} belongs to a region that has ended: call dsm.critical inside "
+                              "the kernel that uses it")
         cdef int r = dsm_take(self.word, m.rank, 0, &seen)
-        if r > 0:
-            m.held += 1
-            return self
-        if r == 0 and seen >> 2 == mine:
-            raise RegionError(f"rank {m.rank} holds {self!r} already and would wait "
-                              "for itself: leave the outer block first, or give the inner one "
-                              "another name")
+        if r > 0 or r == 0 and not block:
+            m.held += r
+            return r
+        if self.mine():
+            raise RegionError(f"rank {m.rank} holds {self!r} already and would wait for itself: "
+                              "leave the outer block first, or give the inner one another name")
         m.place(DSM_AT_LOCK, AT_CRITICAL, 0)
-        STORE(&m.block.b.ranks[m.rank].waits, self.number())
+        STORE(&m.block.b.ranks[m.rank].waits, 0 if until else self.number())
         try:
-            while r == 0:
-                m.wait(self.word, seen, 0.0)
+            while r == 0 and not late:
+                late = m.wait(self.word, seen, until)
                 r = dsm_take(self.word, m.rank, 1, &seen)
-                if r == 0:
+                if r == 0 and not until:  # who gives up after a while ties no knot
                     self.check_knot()
         finally:
             STORE(&m.block.b.ranks[m.rank].waits, 0)
         if r < 0:
             m.released()
-        m.held += 1
+        m.held += r
         m.block.b.ranks[m.rank].phase = DSM_COMPUTING
-        return self
+        return r
 
     cdef check_knot(self):
         """Fail the region if ranks wait for each other's locks."""
@@ -84,17 +103,15 @@ cdef class Lock:
             f"rank {r} waits for {names.get(b.ranks[r].waits, 'a critical block')}"
             f", which rank {o} holds" for r, o in zip(ring, [*ring[1:], ring[0]]))
         dsm_poison(b, DSM_RAISED, m.rank)
-        raise RegionError(f"critical blocks are entered in different orders, and would wait for "
-                          f"each other for ever: {waits}. Enter nested critical blocks in the same "
-                          "order everywhere")
+        raise RegionError("critical blocks are entered in different orders, and would wait for each "
+                          f"other for ever: {waits}. Enter nested ones in the same order everywhere")
 
     cdef uint32_t number(self):
         return <uint32_t>(self.entry - self.member.block.b.locks) + 1
 
     def __exit__(self, *exc):
-        cdef Member m = self.member
-        if self.epoch == m.epoch and LOAD(self.word) >> 2 == <uint32_t>(m.rank + 1):
-            m.held -= 1
+        if self.mine():
+            self.member.held -= 1
             dsm_give(self.word)
 
     def __repr__(self):
@@ -102,15 +119,7 @@ cdef class Lock:
 
 
 cdef class Member:
-    """A rank of a team.
-
-    Parameters
-    ----------
-    block : Block
-    rank, size : int
-    orphan : bool
-        True for the team of one that acts outside any region.
-    """
+    """A rank of a team; `orphan` is the team of one that acts outside any region."""
 
     def __init__(self, Block block, int rank, int size, bint orphan=False):
         self.block = block
@@ -237,8 +246,7 @@ cdef class Member:
         if self.held:
             raise RegionError(
                 f"{what} was reached while this rank holds a critical block: the others may wait "
-                "for the block and would never come. Leave the `with dsm.critical(...)` block "
-                "before it, and hold locks in with blocks only")
+                "for the block and would never come. Leave the block, or release the lock, before")
         if self.making:
             raise RegionError(
                 f"{what} was reached inside the function that single calls: only one rank runs "
@@ -246,8 +254,8 @@ cdef class Member:
         if self.open != NULL:
             index, line, code = (<object>self.open).where()
             raise RegionError(
-                f"{what} was reached inside the loop of line {line}, which has not ended "
-                f"({index}): every rank must finish every loop before it. Leave a loop with "
+                f"{what} was reached inside the loop of line {line}, which has not ended ({index}): "
+                "every rank must finish every loop before it. Leave a loop with "
                 "dsm.cancel(), not with break or return, and put barriers between loops")
         return 0
 
@@ -278,14 +286,15 @@ cdef class Member:
             PyErr_CheckSignals()
         return 0
 
-    cdef int meet(self, int at, int line, double timeout) except -1:
-        """A barrier with all others, at a place that must be the same for all."""
+    cdef int meet(self, int at, int line, double timeout, int64_t place=-1) except -1:
+        """A barrier with all others; the line, or `place` if given, must be the same for all."""
         cdef dsm_control *b = self.block.b
         cdef double until = dsm_now() + timeout if timeout > 0 else 0.0
         cdef int r
         cdef uint32_t now
         cdef uint32_t before = LOAD(&b.gen)
-        cdef uint64_t signature = dsm_mix(self.history, <uint64_t>at << 32 | <uint32_t>line) | 1
+        cdef uint64_t stop = <uint64_t>at << 32 | <uint32_t>(line if place < 0 else place)
+        cdef uint64_t signature = dsm_mix(self.history, stop) | 1
         self.place(DSM_AT_BARRIER, at, line)
         if before & DSM_BROKEN:
             self.released()
@@ -317,10 +326,10 @@ cdef class Member:
 
     # -- the verbs -----------------------------------------------------------------------------
 
-    def barrier(self, int line, double timeout=0.0):
-        """Wait until every rank is here."""
+    def barrier(self, int line, double timeout=0.0, int64_t place=-1):
+        """Wait until every rank is here: at this line, or in that `place`."""
         self.check(f"the barrier of line {line}")
-        self.meet(AT_BARRIER, line, timeout)
+        self.meet(AT_BARRIER, line, timeout, place)
 
     def lock(self, str name):
         """The team's lock of that name; None is a name of its own."""
@@ -345,8 +354,8 @@ cdef class Member:
         entry = dsm_named(b, n0, n1)
         dsm_give(&b.table)
         if entry == NULL:
-            raise RegionError(f"critical({name!r}) would be the 1025th name of a team, which has "
-                              "room for 1024: take a lock per group of items, not one per item")
+            raise RegionError(f"critical({name!r}) would be the 1025th name of a team, which has room "
+                              "for 1024: take a lock per group of items, not one per item")
         lock = Lock.__new__(Lock)
         lock.member = self
         lock.entry = entry

@@ -42,13 +42,14 @@ def main() -> None:
         output.write_text(text)
         say(f"written to {output}")
     if output == DOCUMENT:
-        into_readme(report.overview(results))
+        into_readme("benchmarks", report.overview(results))
+        into_readme("py-dsm", report.beside_pydsm(results))
 
 
-def into_readme(table: str) -> None:
-    """Put the overview between the README's markers."""
+def into_readme(name: str, table: str) -> None:
+    """Put a table between the README's markers of that name."""
     text = README.read_text()
-    begin, end = "<!-- benchmarks -->\n", "<!-- /benchmarks -->"
+    begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
     README.write_text(f"{before}{begin}\n{table}\n{end}{after}")

@@ -46,6 +46,17 @@ class Peer:
     debris: tuple[str, ...] = ()
 
 
+SEED_NAMES = (
+    "numThread2048",
+    "sense2048",
+    "counter2048",
+    "spInd2048",
+    "next base",
+    "found",
+    *"ABCDY",
+)
+"""What py-dsm calls its shared memory in the programs of examples/pydsm, and besides."""
+
 PEERS = {
     "dsmfor": Peer("dsmfor"),
     "openmp": Peer(),
@@ -58,6 +69,9 @@ PEERS = {
         "py-dsm",
         ("/dev/shm/numThread2048", "/dev/shm/sense2048", "/dev/shm/counter2048"),
     ),
+    "seed_ours": Peer(),
+    "seed_native": Peer(),
+    "seed_theirs": Peer("", tuple(f"/dev/shm/{name}" for name in SEED_NAMES)),
     "numba": Peer("numba"),
     "primitives": Peer(),
     "onecore": Peer(),
@@ -194,13 +208,13 @@ class Lane:
 def environment(directory: Path) -> Mapping[str, str]:
     """The environment of every lane.
 
-    OpenBLAS chooses its own kernels, OpenMP does not spin, and the package that is
-    measured is the one that this process would import.
+    OpenBLAS chooses its own kernels, OpenMP does not spin, modules are compiled once, and the
+    package that is measured is the one that this process would import.
     """
     chosen = {
         name: value
         for name, value in os.environ.items()
-        if name not in {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}
+        if name not in {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "PYTHONDONTWRITEBYTECODE"}
     }
     paths = [str(FOLDER.parent)]
     measured = importlib.util.find_spec("dsmfor")

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks import programs
 from benchmarks.harness import Contender, Result
 from benchmarks.lane import PEERS
 
@@ -53,6 +54,8 @@ def overview(results: Sequence[Result]) -> str:
     """A line for every row: ours, and every other contender's median."""
     lines = []
     for result in results:
+        if programs.is_program(result):
+            continue  # in a table of their own
         seen = {
             one.label: result.row.show(statistics.median(result.samples(one.label)))
             for one in result.row.contenders
@@ -62,6 +65,11 @@ def overview(results: Sequence[Result]) -> str:
         peers = ", ".join(f"{label} {value}" for label, value in seen.items() if label != ours)
         lines.append((result.row.title, seen.get(ours, "not measured"), peers))
     return table(("what", "dsmfor", "beside it"), lines)
+
+
+def beside_pydsm(results: Sequence[Result]) -> str:
+    """A line for every program of py-dsm."""
+    return table(("what", *programs.LANES), programs.overview(results))
 
 
 def contenders(result: Result) -> str:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks import processes
+from benchmarks import processes, programs
 from benchmarks.harness import Bar, Contender, Round, Row, asking, ratio
 from benchmarks.lane import Lane
 from benchmarks.units import bandwidth, duration, share, size, times
@@ -528,4 +528,5 @@ ROWS = (
     idle,
     crowd,
     crowd_barrier,
+    *programs.rows(),
 )
