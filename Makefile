@@ -3,7 +3,7 @@
 #   make demo     run the examples and draw a picture
 #   make test     format, lint, types, tests
 #   make bench    measure against the peers
-#   make soak     minutes of random stress
+#   make soak     an hour of mixed faults (goes on where it was stopped), then the long tests
 #   make cover    the tests with branch coverage, workers included
 #   make clean    remove everything that was made (asks nothing; .venv too)
 #
@@ -48,6 +48,7 @@ bench: $(VENV)/bench.stamp
 	$(python) tests/benchmarks
 
 soak: $(VENV)/test.stamp
+	$(python) tests/soak
 	$(python) -m pytest -m soak -o faulthandler_timeout=3600
 
 cover: $(VENV)/test.stamp

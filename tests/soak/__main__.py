@@ -19,7 +19,9 @@ from pathlib import Path
 
 from bout import Bout, Figures, Finding
 
-STATE = Path(__file__).resolve().parents[2] / "out" / "soak.json"
+ROOT = Path(__file__).resolve().parents[2]
+STATE = ROOT / "out" / "soak.json"
+DOCUMENT = ROOT / "docs" / "reliability.md"
 
 
 @dataclass
@@ -77,6 +79,8 @@ def main() -> int:
             return 1
         campaign.keep(options.state)
     print(campaign.table())
+    if options.document:
+        into_document(campaign.table())
     options.state.rename(options.state.with_name("soak-last.json"))
     return 0
 
@@ -109,6 +113,14 @@ def fight(campaign: Campaign, length: float | None) -> int:
     return 0
 
 
+def into_document(table: str) -> None:
+    """Put the table between the document's markers."""
+    begin, end = "<!-- soak -->\n", "<!-- /soak -->"
+    before, _, rest = DOCUMENT.read_text().partition(begin)
+    DOCUMENT.write_text(f"{before}{begin}\n{table}\n\n{end}{rest.partition(end)[2]}")
+    say(f"table written to {DOCUMENT}")
+
+
 def command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="tests/soak", description="Mixed faults, and a table of those survived."
@@ -120,6 +132,7 @@ def command_line() -> argparse.Namespace:
     parser.add_argument("--bout", type=int, help="make only this bout of --seed")
     parser.add_argument("--length", type=float, help="seconds of each bout (drawn for each)")
     parser.add_argument("--fresh", action="store_true", help="begin anew")
+    parser.add_argument("--document", action="store_true", help=f"write the table into {DOCUMENT}")
     parser.add_argument("--state", type=Path, default=STATE, help=f"default {STATE}")
     return parser.parse_args()
 
