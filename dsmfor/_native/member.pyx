@@ -44,7 +44,8 @@ cdef class Lock:
 
     def acquire(self, bint block=True, double timeout=0.0):
         """Take the lock without a ``with``, if it is free or becomes so in time; whether."""
-        return self.take(block, dsm_now() + timeout if timeout > 0 else 0.0) == 1
+        cdef double now = dsm_clock(self.member.block.b)
+        return self.take(block, now + timeout if timeout > 0 else 0.0) == 1
 
     def release(self):
         """Give the lock back outside a ``with`` block."""
