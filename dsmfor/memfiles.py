@@ -17,6 +17,7 @@ import os
 
 from dsmfor import footer, limits
 from dsmfor._native.farewell import Descriptor, memory_file
+from dsmfor._native.interrupts import Unsignalled, hear
 from dsmfor.errors import DSMError
 from dsmfor.footer import FOOTER
 
@@ -97,7 +98,9 @@ def reserve(fd: int, start: int, nbytes: int) -> None:
 
 def _take(fd: int, start: int, end: int) -> None:
     for at in range(start, end, _PIECE):
-        os.posix_fallocate(fd, at, min(_PIECE, end - at))
+        with Unsignalled():  # the system undoes what a signal interrupts, and a timer is faster
+            os.posix_fallocate(fd, at, min(_PIECE, end - at))
+        hear()
 
 
 def _anonymous_file() -> Descriptor:

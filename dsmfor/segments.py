@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from dsmfor import footer, limits, memfiles
 from dsmfor._native import registry
 from dsmfor._native.farewell import Descriptor, Farewell
+from dsmfor._native.interrupts import undisturbed
 from dsmfor.errors import DSMError, SharedMemoryFull
 from dsmfor.footer import FOOTER
 
@@ -131,8 +132,9 @@ def create(nbytes: int, *, arena: bool = False) -> Root:
     """
     if nbytes < 1:
         raise ValueError(f"a segment holds at least one byte, got {nbytes}; use a plain array")
-    _prepare()
-    return relieved(lambda: _create(nbytes, arena))
+    with undisturbed:
+        _prepare()
+        return relieved(lambda: _create(nbytes, arena))
 
 
 def _create(nbytes: int, arena: bool) -> Root:
@@ -216,8 +218,9 @@ def fetch(segment: int) -> Root:
             "it: its array was freed, or its handle came from a program that is not this one's "
             "team; keep a reference to the array for as long as its handle travels"
         )
-    fd, nbytes = _resolver(segment)
-    return adopt(segment, fd, nbytes)
+    with undisturbed:
+        fd, nbytes = _resolver(segment)
+        return adopt(segment, fd, nbytes)
 
 
 def descriptor(segment: int) -> int:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import FunctionType, ModuleType
 from typing import Any
 
+from dsmfor._native.interrupts import Undisturbed
 from dsmfor.bytecode import assigns_globals, global_names
 from dsmfor.design import MISSING, Design, Made, Plan, Slot, Stays, contents, kind_of, state_of
 from dsmfor.modules import IMPORTED, place_of, registered, space_of
@@ -51,6 +52,7 @@ class _Ticket:
     def __init__(self) -> None:
         self.number = next(_serials)
 
+    @Undisturbed
     def __del__(self, retire: Callable[[int], None] = retired.append) -> None:
         retire(self.number)  # at the program's end this module may be empty already
 

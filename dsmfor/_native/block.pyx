@@ -18,13 +18,13 @@ from libc.limits cimport INT_MAX
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
-from posix.unistd cimport close, getpid
+from posix.unistd cimport _exit, close, getpid
 
 cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *address, size_t n, int protection, int flags, int fd, long offset)
     int munmap(void *address, size_t n)
     int madvise(void *address, size_t n, int advice)
-    int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MADV_DONTFORK
+    int PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE, MAP_ANONYMOUS, MAP_FIXED, MADV_DONTFORK
     void *MAP_FAILED
 
 cdef extern from "<poll.h>" nogil:
@@ -34,14 +34,13 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long n, int timeout)
     short POLLIN
 
-cdef extern from "<sys/prctl.h>" nogil:
-    int prctl(int option, ...)
-    int PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER
-
 cdef extern from "<fcntl.h>" nogil:
     int F_ADD_SEALS
 
 import fcntl
+
+from dsmfor._native.interrupts cimport hear
+from dsmfor._native.interrupts import Unsignalled
 
 # Python's fcntl does not have all of these; the kernel's numbers are for ever.
 cdef int SEAL_SEAL = 1, SEAL_SHRINK = 2, SEAL_GROW = 4, SEAL_WRITE = 8, SEAL_FUTURE_WRITE = 16
@@ -78,7 +77,10 @@ def memfd(str name, Py_ssize_t nbytes):
     except OSError:
         fd = os.memfd_create(name, flags)
     try:
-        os.posix_fallocate(fd, 0, nbytes)
+        for at in range(0, nbytes, (64 << 20)):
+            with Unsignalled():
+                os.posix_fallocate(fd, at, min((64 << 20), nbytes - at))
+            hear()
     except BaseException:
         os.close(fd)
         raise
@@ -89,18 +91,6 @@ def seal(int fd, bint now=False):
     """Nobody may resize `fd` any more, nor map it for writing; with `now`, nobody may write it."""
     fcntl.fcntl(fd, F_ADD_SEALS,
                 SEAL_SHRINK | SEAL_GROW | SEAL_SEAL | (SEAL_WRITE if now else SEAL_FUTURE_WRITE))
-
-
-def die_with_parent(int signal):
-    """Ask the kernel to send `signal` to this process when the thread that forked it ends."""
-    if prctl(PR_SET_PDEATHSIG, signal, 0, 0, 0):
-        raise OSError("prctl(PR_SET_PDEATHSIG) failed")
-
-
-def adopt_orphans():
-    """Become the parent of whatever the workers leave behind."""
-    if prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError("prctl(PR_SET_CHILD_SUBREAPER) failed")
 
 
 cdef class Page:
@@ -235,7 +225,7 @@ cdef class Block:
         """Sleep until region `epoch` is DONE, BROKEN, LATE (past `until`) or a process is DEAD, or
         workers have SPOKEN, whether it is done or not: the relay is to be emptied.
 
-        `until` is in seconds of `time.monotonic`, 0 for never. Raises what a signal handler raises.
+        `until` is in seconds of `clock`, 0 for never. Raises what a signal handler raises.
         """
         cdef uint32_t tag = <uint32_t>(epoch & 0x7ffff) << 13
         cdef uint32_t v
@@ -250,7 +240,7 @@ cdef class Block:
                 return SPOKEN if LOAD(&self.b.spoken) else DONE
             us = SLICE
             if until:
-                us = min(us, <int64_t>((until - dsm_now()) * 1e6))
+                us = min(us, <int64_t>((until - dsm_clock(self.b)) * 1e6))
                 if us <= 0:
                     return LATE
             error = 0
@@ -268,10 +258,26 @@ cdef class Block:
             elif LOAD(&self.b.spoken):
                 return SPOKEN
 
+    def clock(self):
+        """Seconds during which the workers were not stopped together with the caller."""
+        return dsm_clock(self.b)
+
+    def halt(self, bint halted):  # the warden: workers are stopped with the caller, or go on
+        dsm_halt(self.b, halted)
+
+    def secede(self):
+        """In a process that a kernel has forked: broken words of its own take the place of the
+        shared ones, so a loop that it goes on with ends, and a barrier raises."""
+        cdef void *p = mmap(self.b, sizeof(dsm_control), PROT_READ | PROT_WRITE,
+                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0)
+        if p == MAP_FAILED: _exit(1)
+        dsm_repair(self.b)
+        dsm_poison(self.b, DSM_INTERRUPTED, -1)
+
     def settle(self, int size, uint64_t epoch, double seconds):
         """After a failure: sleep until all have acknowledged or `seconds` are over, or until one
         has died or printed. Returns DONE, LATE, DEAD or SPOKEN."""
-        cdef double until = dsm_now() + seconds
+        cdef double until = dsm_clock(self.b) + seconds
         cdef uint32_t v
         while True:
             v = LOAD(&self.b.left)
@@ -279,13 +285,13 @@ cdef class Block:
                 return DONE
             if self.look():
                 return DEAD
-            if dsm_now() >= until:
+            if dsm_clock(self.b) >= until:
                 return LATE
             if LOAD(&self.b.spoken):
                 return SPOKEN
             with nogil:
                 dsm_sleep(&self.b.left, v, 5_000, DSM_ANYONE)
-            PyErr_CheckSignals()
+            hear()
 
     cdef bint ended(self, int size, uint64_t epoch) noexcept:
         cdef int r
@@ -366,16 +372,16 @@ cdef class Block:
 
     def await_read(self, int rank, double seconds):
         """Sleep until `rank` has read its letters: DONE, LATE or DEAD."""
-        cdef double until = dsm_now() + seconds
+        cdef double until = dsm_clock(self.b) + seconds
         cdef uint32_t never = 0
         while self.unread(rank):
             if self.look():
                 return DEAD
-            if dsm_now() >= until:
+            if dsm_clock(self.b) >= until:
                 return LATE
             with nogil:
                 dsm_sleep(&never, 0, 500, DSM_ANYONE)
-            PyErr_CheckSignals()
+            hear()
         return DONE
 
     def place(self, int rank):

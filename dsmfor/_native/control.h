@@ -106,6 +106,9 @@ typedef struct {
     int32_t linger;           /* caller: us that a waiter yields before it sleeps; 0 when there are
                                  more workers than cores */
     uint64_t base;            /* caller: number of its first loop, where the last region ended */
+    int64_t halted_since DSM_LINE; /* warden: when it stopped the workers with the caller, in us; 0
+                                      while they run */
+    int64_t halted;                /* warden: us that they were stopped, all told */
     dsm_slot slots[DSM_RING];
     uint32_t table DSM_LINE; /* guards `used` and the names: a lock word like the others */
     uint32_t used;
@@ -193,11 +196,22 @@ static inline uint32_t dsm_bits(int32_t size)
     return size > 31 ? 0xffffffffu : (1u << size) - 1;
 }
 
-static inline double dsm_now(void)
+/* Time during which the workers were not stopped with their caller: what timeouts are told by. In
+ * between the two stores of `dsm_halt` it lags behind, and nothing is late that should not be. */
+static inline double dsm_clock(dsm_control *b)
 {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+    int64_t since = LOAD(&b->halted_since), lost = LOAD(&b->halted);
+    int64_t now = dsm_microseconds();
+    if (since)
+        lost += now - since;
+    return (double)(now - lost) * 1e-6;
+}
+
+static inline void dsm_halt(dsm_control *b, int halted)
+{
+    if (!halted)
+        STORE(&b->halted, b->halted + dsm_microseconds() - b->halted_since);
+    STORE(&b->halted_since, halted ? dsm_microseconds() : 0);
 }
 
 /* -- failing ----------------------------------------------------------------------------------- */

@@ -44,7 +44,8 @@ cdef class Lock:
 
     def acquire(self, bint block=True, double timeout=0.0):
         """Take the lock without a ``with``, if it is free or becomes so in time; whether."""
-        return self.take(block, dsm_now() + timeout if timeout > 0 else 0.0) == 1
+        cdef double now = dsm_clock(self.member.block.b)
+        return self.take(block, now + timeout if timeout > 0 else 0.0) == 1
 
     def release(self):
         """Give the lock back outside a ``with`` block."""
@@ -275,7 +276,7 @@ cdef class Member:
         cdef int error
         cdef double left
         if until:
-            left = (until - dsm_now()) * 1e6
+            left = (until - dsm_clock(self.block.b)) * 1e6
             if left <= 0:
                 return 1
             if left < us:
@@ -289,7 +290,7 @@ cdef class Member:
     cdef int meet(self, int at, int line, double timeout, int64_t place=-1) except -1:
         """A barrier with all others; the line, or `place` if given, must be the same for all."""
         cdef dsm_control *b = self.block.b
-        cdef double until = dsm_now() + timeout if timeout > 0 else 0.0
+        cdef double until = dsm_clock(b) + timeout if timeout > 0 else 0.0
         cdef int r
         cdef uint32_t now
         cdef uint32_t before = LOAD(&b.gen)

@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from dsmfor._native.block import memfd, seal
+from dsmfor._native.interrupts import hear
 from dsmfor.errors import DSMError, SharedMemoryFull
 
 __all__ = ["MOST_DESCRIPTORS", "Lost", "contents", "envelope", "lift", "pair", "receive", "send"]
 
 MOST_DESCRIPTORS = 200  # in one letter; the kernel refuses more than 253
 _FIRST = 1024
+_PIECE = 64 << 20  # bytes between two looks at signals
 _INLINE = 32 * 1024
 _ANCILLARY = socket.CMSG_SPACE((MOST_DESCRIPTORS + 1) * array.array("i").itemsize)
 
@@ -74,9 +76,10 @@ def envelope(data: bytes) -> int:
     """A descriptor of bytes that nobody can change any more."""
     fd = memfd("dsmfor letter", max(len(data), 1))
     try:
-        written = 0
+        written, view = 0, memoryview(data)
         while written < len(data):
-            written += os.pwrite(fd, data[written : written + (1 << 30)], written)
+            written += os.pwrite(fd, view[written : written + _PIECE], written)
+            hear()
         seal(fd, now=True)
     except BaseException:
         os.close(fd)
@@ -90,11 +93,12 @@ def contents(fd: int, nbytes: int | None = None) -> bytes:
     parts = []
     offset = 0
     while offset < total:
-        part = os.pread(fd, min(total - offset, 1 << 30), offset)
+        part = os.pread(fd, min(total - offset, _PIECE), offset)
         if not part:
             raise DSMError(f"a letter of {total} bytes ended after {offset}")
         parts.append(part)
         offset += len(part)
+        hear()
     return b"".join(parts)
 
 

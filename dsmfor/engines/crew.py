@@ -18,13 +18,13 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections import deque
 from typing import NamedTuple
 
 from dsmfor._native.block import BROKEN, DEAD, DONE, LATE, REASONS, SPOKEN, Block, Page
+from dsmfor._native.interrupts import undisturbed
 from dsmfor._native.relay import Relay
-from dsmfor.engines.channel import contents, envelope, lift, pair
+from dsmfor.engines.channel import envelope, lift, pair
 from dsmfor.engines.launch import SPAWNS, WardenGone, WardenLine
 from dsmfor.engines.letters import Letters, Worker
 from dsmfor.engines.obituaries import obituary, whereabouts
@@ -34,9 +34,8 @@ from dsmfor.errors import WorkerDied
 from dsmfor.outcome import Bereft, Outcome, open_outcome, unopened
 from dsmfor.payload import Message
 
-__all__ = ["Crew", "Ended", "leaving", "lost"]
+__all__ = ["Crew", "Ended", "leaving"]
 
-lost: deque[tuple[WardenLine, int]] = deque()  # crews to be disbanded by whoever has the guard
 leaving: deque[int] = deque()  # pidfds of workers that end and may not have ended
 
 _GRACE = 0.8  # seconds that a stopped rank has to acknowledge before it is killed
@@ -79,6 +78,7 @@ class Crew:
         self.epoch = 1
         self.closed = True  # until it has a block and a mailbox
         self.at_rest = True  # no rank is in a region
+        self.holder: object | None = None  # the call that has taken it
         self.expected = False  # in quarantine.py, when it is idle
         self.workers: list[Worker | None] = []
         fd = Block.descriptor()
@@ -181,6 +181,15 @@ class Crew:
             self.line.tell("disband", self.number)
         self.close()
 
+    def break_up(self) -> None:
+        """Disband in the middle of a region: when this returns, no rank runs any more."""
+        with contextlib.suppress(WardenGone):
+            self.line.tell("disband", self.number)
+        try:
+            self.outlive()
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Let go of the workers' descriptors."""
         self.block.watch([])
@@ -193,19 +202,13 @@ class Crew:
         self.closed = True
 
     def outlive(self) -> None:
-        """The warden has gone: end the workers, and wait until none can write any more."""
+        """End the workers without the warden, and wait until none can write any more."""
         for worker in self.workers:
             if worker is not None:
                 worker.recruit.kill()
         for worker in self.workers:
             if worker is not None:
                 worker.recruit.ended(_PARTING)
-
-    def __del__(self) -> None:
-        """Nobody holds the crew: a Ctrl-C struck between taking it and giving it back."""
-        if not self.closed:
-            lost.append((self.line, self.number))
-            self.close()
 
     # -- a region ------------------------------------------------------------------------------
 
@@ -214,13 +217,13 @@ class Crew:
         self.at_rest = False
         self.relay.complaint = None
         before = self.epoch
-        until = 0.0 if timeout is None else time.monotonic() + timeout
+        until = 0.0 if timeout is None else self.block.clock() + timeout
         try:
             for _ in range(_ATTEMPTS):
                 if not self.launch(size, message, seed):
                     break
-                with self.guard:  # somebody died while idle: nothing has begun, so begin anew
-                    self.muster(size)
+                with undisturbed, self.guard:  # somebody died while idle, nothing has begun:
+                    self.muster(size)  # begin anew
             else:
                 self.at_rest = True
                 raise WorkerDied(
@@ -233,7 +236,8 @@ class Crew:
         except BaseException:
             if self.epoch == before or not self.block.launched(self.epoch):
                 raise  # nobody has begun; what was sent half spoils the crew
-            self.block.poison(_INTERRUPTED, -1)
+            with undisturbed:
+                self.block.poison(_INTERRUPTED, -1)
             self.wind_up(size, at_once=True)
             raise
         if status == DONE:
@@ -298,12 +302,13 @@ class Crew:
         self.letters.supply(size, message)
         self.epoch += 1
         if not self.mailbox.post(self.epoch, seed, message.data):
-            bulk = envelope(message.data)
-            try:
-                for rank in range(size):
-                    self.letters.send(rank, "message", None, [bulk])
-            finally:
-                os.close(bulk)
+            with undisturbed:
+                bulk = envelope(message.data)
+                try:
+                    for rank in range(size):
+                        self.letters.send(rank, "message", None, [bulk])
+                finally:
+                    os.close(bulk)
         return self.block.launch(size, self.epoch)
 
     def wind_up(self, size: int, *, at_once: bool, until: float = 0.0) -> list[WorkerDied]:
@@ -315,7 +320,7 @@ class Crew:
         at_once : bool
             Stop the ranks that still run, and kill those that do not stop. Otherwise they get time
             to find out by themselves that the region has failed, as much as they want or `until`.
-        until : float, seconds of time.monotonic
+        until : float, seconds of the block's clock
             0 for never.
 
         Raises
@@ -326,34 +331,37 @@ class Crew:
         died: list[WorkerDied] = []
         stopped = False
         interrupt: KeyboardInterrupt | None = None
-        grace = time.monotonic() + _GRACE
+        grace = self.block.clock() + _GRACE
         while not self.at_rest:
             try:
-                at_once = at_once or bool(died) or 0.0 < until <= time.monotonic()
-                if at_once and not stopped:
-                    self.stop(size)
-                    stopped = True
-                    grace = time.monotonic() + _GRACE
-                patience = 0.0 if interrupt else max(0.0, grace - time.monotonic())
-                status = self.block.settle(size, self.epoch, patience)
-                if status == SPOKEN:
+                with undisturbed:
+                    at_once = at_once or bool(died) or 0.0 < until <= self.block.clock()
+                    if at_once and not stopped:
+                        self.stop(size)
+                        stopped = True
+                        grace = self.block.clock() + _GRACE
+                    patience = 0.0 if interrupt else max(0.0, grace - self.block.clock())
+                    status = self.block.settle(size, self.epoch, patience)
+                    if status != SPOKEN:
+                        grace = self.block.clock() + _GRACE
+                    if status == DONE:
+                        self.at_rest = True
+                    elif status == DEAD:
+                        fallen = self.fallen(size)
+                        with self.guard:
+                            self.line.read_obituaries(w.recruit.incarnation for _, w in fallen)
+                            died += self.bury(fallen)
+                        if not fallen:
+                            self.watch()
+                    elif status == SPOKEN:
+                        pass
+                    elif not stopped:
+                        self.stop(size)  # ranks that compute on although another one has failed
+                        stopped = True
+                    elif at_once:
+                        self.kill(size)
+                if status == SPOKEN:  # not in the block: it calls what the user wrote
                     self.relay.deliver(False)
-                    continue
-                grace = time.monotonic() + _GRACE
-                if status == DONE:
-                    self.at_rest = True
-                elif status == DEAD:
-                    fallen = self.fallen(size)
-                    with self.guard:
-                        self.line.read_obituaries(w.recruit.incarnation for _, w in fallen)
-                        died += self.bury(fallen)
-                    if not fallen:
-                        self.watch()
-                elif not stopped:
-                    self.stop(size)  # ranks that compute on although another one has failed
-                    stopped = True
-                elif at_once:
-                    self.kill(size)
             except KeyboardInterrupt as error:
                 interrupt = error
                 at_once = True
@@ -425,11 +433,7 @@ class Crew:
                 outcomes.append(None)
                 continue
             if code & ELSEWHERE:
-                fd, length = worker.recruit.receive_outcome(self.epoch)
-                try:
-                    data = contents(fd, length)
-                finally:
-                    os.close(fd)
+                data = worker.recruit.receive_outcome(self.epoch)
             else:
                 data = worker.page.read(0, length)
             try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import select
 import signal
 import socket
 import sys
@@ -22,7 +21,8 @@ from typing import Any, NoReturn, Self
 import numpy as np
 
 from dsmfor._native.block import LAYOUT
-from dsmfor.engines.channel import lift, pair, receive, send
+from dsmfor._native.interrupts import Undisturbed, ready, undisturbed
+from dsmfor.engines.channel import contents, lift, pair, receive, send
 from dsmfor.engines.obituaries import signal_name
 from dsmfor.engines.surroundings import Lookout
 from dsmfor.engines.worker import BLAS_VARIABLES
@@ -31,6 +31,7 @@ from dsmfor.outcome import Bereft
 
 __all__ = ["SPAWNS", "Recruit", "WardenGone", "WardenLine"]
 
+_STOP = 5.0  # seconds that a warden may take to end by itself
 _START = 60.0  # seconds that a warden or worker may take to come up on a loaded machine
 _NEWS = 20.0  # seconds that a warden may take to tell of a death; one that takes longer is ended
 _SLICE = 0.1  # seconds after which a warden that does not answer is told to go on
@@ -78,15 +79,23 @@ class Recruit:
 
     def ended(self, seconds: float = 0.0) -> bool:
         """Whether the process has ended, or does within `seconds`."""
-        return bool(_ready([self.pidfd], seconds))
+        return bool(ready([self.pidfd], seconds))
 
     def kill(self) -> None:
         """End the process, whoever still watches over it."""
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def receive_outcome(self, epoch: int) -> tuple[int, int]:
-        """Descriptor and length of the outcome of region `epoch` that did not fit the page."""
+    def receive_outcome(self, epoch: int) -> bytes:
+        """The outcome of region `epoch` that did not fit the page."""
+        with undisturbed:
+            fd, length = self._receive_outcome(epoch)
+            try:
+                return contents(fd, length)
+            finally:
+                os.close(fd)
+
+    def _receive_outcome(self, epoch: int) -> tuple[int, int]:
         while True:
             letter = receive(self.end)
             if letter is None:
@@ -128,11 +137,11 @@ class WardenLine:
                     "fit; restart the program"
                 )
         except WardenGone:
-            status = self.stop()
-            if status is not None and os.WIFSIGNALED(status):
+            killer = self.stop()
+            if killer:
                 raise _Killed(
                     f"the warden of the workers (pid {self.pid}) was killed by "
-                    f"{signal_name(os.WTERMSIG(status))} while it started; something ends it: see "
+                    f"{signal_name(killer)} while it started; something ends it: see "
                     "the kernel's log for the out-of-memory killer. The next call starts a new one"
                 ) from None
             raise DSMError(
@@ -141,12 +150,12 @@ class WardenLine:
                 "program's sys.path"
             ) from None
         except BaseException:
-            self.stop()
+            self.stop(patience=0.0)  # it has no workers yet
             raise
 
     def gone(self) -> bool:
         """Whether the warden has ended."""
-        return self.pidfd < 0 or bool(_ready([self.pidfd], 0.0))
+        return self.pidfd < 0 or bool(ready([self.pidfd], 0.0))
 
     @classmethod
     def start(cls) -> Self:
@@ -157,13 +166,13 @@ class WardenLine:
         return cls()
 
     def heed(self, fds: list[int], seconds: float, of: int = -1) -> set[int]:
-        """As `_ready`, but a warden that somebody has stopped goes on, and the worker `of` too."""
+        """As `ready`, but a warden that somebody has stopped goes on, and the worker `of` too."""
         until = time.monotonic() + seconds
         while True:
             patience = max(0.0, until - time.monotonic())
-            ready = _ready(fds, min(patience, _SLICE))
-            if ready or patience <= _SLICE:
-                return ready
+            found = ready(fds, min(patience, _SLICE))
+            if found or patience <= _SLICE:
+                return found
             for pidfd in (self.pidfd, of):
                 with contextlib.suppress(ProcessLookupError):
                     if pidfd >= 0:
@@ -185,10 +194,10 @@ class WardenLine:
     def _next(self, seconds: float) -> tuple[Any, list[int]] | None:
         """The next message, or None after `seconds`. Obituaries are filed, not returned."""
         while True:
-            ready = self.heed([self.end.fileno(), self.pidfd], seconds)
-            if not ready:
+            found = self.heed([self.end.fileno(), self.pidfd], seconds)
+            if not found:
                 return None
-            letter = receive(self.end) if self.end.fileno() in ready else None
+            letter = receive(self.end) if self.end.fileno() in found else None
             if letter is None:
                 raise WardenGone
             message, descriptors = letter
@@ -274,8 +283,8 @@ class WardenLine:
 
     def _hello(self, recruit: Recruit) -> int | None:
         """Wait for a new worker's first words; the descriptor of its page."""
-        ready = self.heed([recruit.end.fileno(), recruit.pidfd], _START, recruit.pidfd)
-        letter = receive(recruit.end) if recruit.end.fileno() in ready else None
+        found = self.heed([recruit.end.fileno(), recruit.pidfd], _START, recruit.pidfd)
+        letter = receive(recruit.end) if recruit.end.fileno() in found else None
         return None if letter is None else letter[1][0]
 
     def dismiss(self, recruit: Recruit) -> None:
@@ -304,11 +313,13 @@ class WardenLine:
         """
         lookout = self.lookout
         if changes := lookout.changes():
-            lookout.take_in(changes)
+            with undisturbed:
+                lookout.take_in(changes)
         if self.version != lookout.version:
-            news, fds = lookout.since(self.version)
-            self.tell("settings", news, fds=fds)
-            self.version = lookout.version
+            with undisturbed:
+                news, fds = lookout.since(self.version)
+                self.tell("settings", news, fds=fds)
+                self.version = lookout.version
 
     def close(self) -> None:
         """Let go of our ends alone: in a forked child, whose parent has the warden."""
@@ -318,32 +329,46 @@ class WardenLine:
         if fd >= 0:
             os.close(fd)
 
+    @Undisturbed
     def __del__(self) -> None:
-        """Nobody holds the line: a Ctrl-C struck while it was made."""
+        """Nobody holds the line any more."""
         if getattr(self, "pidfd", -1) >= 0:
             self.close()
 
-    def stop(self) -> int | None:
-        """End the warden, and by that its workers, and wait until they are gone; its status."""
-        pidfd = self.pidfd
+    def stop(self, *, patience: float = _STOP) -> int:
+        """End the warden, and by that its workers, and wait until they are gone.
+
+        Parameters
+        ----------
+        patience : float, seconds
+            Until it is killed; a Ctrl-C ends it.
+
+        Returns
+        -------
+        int
+            The signal that somebody else has killed it by, or 0.
+        """
         self.end.close()
-        if pidfd >= 0 and not self.heed([pidfd], 5.0):
+        if self.pidfd < 0:
+            return 0
+        with undisturbed:
+            try:
+                ended = bool(self.heed([self.pidfd], patience))
+            except BaseException:
+                self._reap(kill=True)
+                raise
+            killer = self._reap(kill=not ended)
+        return killer if ended else 0
+
+    def _reap(self, *, kill: bool) -> int:
+        if kill:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            _ready([pidfd], 5.0)
-        status = None
+                signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        found = None
         with contextlib.suppress(ChildProcessError):  # the user may have reaped all children
-            _, status = os.waitpid(self.pid, 0)
+            found = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         self.close()
-        return status
-
-
-def _ready(fds: list[int], seconds: float) -> set[int]:
-    """The descriptors that are readable or closed, within `seconds`."""
-    poll = select.poll()
-    for fd in fds:
-        poll.register(fd, select.POLLIN)
-    return {fd for fd, _ in poll.poll(seconds * 1000)}
+        return found.si_status if found is not None and found.si_code != os.CLD_EXITED else 0
 
 
 def _exec_warden(end: socket.socket) -> int:

@@ -18,12 +18,12 @@ import atexit
 import contextlib
 import os
 import threading
-import weakref
 
 from dsmfor import arenas, segments, staging
 from dsmfor._native.block import DONE
 from dsmfor._native.farewell import Doorbell
-from dsmfor.engines.crew import Crew, Ended, leaving, lost
+from dsmfor._native.interrupts import hear, undisturbed
+from dsmfor.engines.crew import Crew, Ended, leaving
 from dsmfor.engines.housekeeping import Housekeeper
 from dsmfor.engines.launch import WardenGone, WardenLine
 from dsmfor.engines.quarantine import Quarantine, see_off
@@ -37,7 +37,7 @@ _MOST_RANKS = 1024
 
 _guard = threading.RLock()
 _idle: list[Crew] = []
-_crews: weakref.WeakSet[Crew] = weakref.WeakSet()  # all; one that nobody holds is gone
+_crews: list[Crew] = []  # all that may have workers
 _numbers = iter(range(1, 1 << 62))
 _line: WardenLine | None = None
 _bell = Doorbell()  # rung when memory was freed, and when the housekeeper has other work
@@ -72,27 +72,50 @@ def run(size: int, message: Message, seed: int = 0, timeout: float | None = None
     """
     if size > _MOST_RANKS:
         raise ValueError(f"a team has at most {_MOST_RANKS} workers, got workers={size}")
-    crew: Crew | None = None
+    call = object()
     try:
-        crew = _take(size, message.skeleton)
+        crew = _take(size, message.skeleton, call)
         if retired:
             _retire()
-        return crew.region(size, message, seed, timeout)
+        ended = crew.region(size, message, seed, timeout)
+        _give_back(crew)
+        return ended
     except WardenGone:
-        with _guard:
-            _forget(crew)
+        with undisturbed:
+            _recover(call, warden_gone=True)
         raise WorkerDied(
             "the warden process of the workers was killed, and the workers with it; plain arrays "
             "of this call are as they were before it. The next call starts a new team"
         ) from None
-    finally:
-        if crew is not None:
-            _give_back(crew)
+    except BaseException:
+        with undisturbed:
+            _recover(call)
+        raise
+
+
+def _recover(call: object, *, warden_gone: bool = False) -> None:
+    """A call has failed, or was interrupted anywhere: what it holds of crews is given back.
+
+    A Ctrl-C may have struck between taking a crew and knowing that it was taken, and its traceback
+    may keep every frame for long: so a crew knows its holder.
+    """
+    with _guard:
+        held = [crew for crew in _living() if crew.holder is call]
+        if warden_gone:
+            _forget(held[0] if held else None)
+        for crew in held:
+            if crew in _idle:  # not yet taken out
+                crew.holder = None
+            elif not crew.closed:
+                _give_back(crew)
 
 
 def _living() -> list[Crew]:
     """All crews that have workers."""
-    return [crew for crew in _crews if not crew.closed]
+    living = [crew for crew in _crews if not crew.closed]
+    if len(living) < len(_crews):
+        _crews[:] = living
+    return living
 
 
 def _busy() -> list[Crew]:
@@ -110,8 +133,8 @@ def _retire() -> None:
             crew.letters.retired |= gone
 
 
-def _take(size: int, skeleton: Skeleton) -> Crew:
-    """An idle crew, made ready for a region of `size` ranks."""
+def _take(size: int, skeleton: Skeleton, call: object) -> Crew:
+    """An idle crew, made ready for a region of `size` ranks, and held by `call`."""
     with _guard:
         for crew in reversed(_idle):  # the one that was used last, first
             if (
@@ -120,12 +143,14 @@ def _take(size: int, skeleton: Skeleton) -> Crew:
                 and not _pending()
                 and not crew.letters.outdated(skeleton)
             ):
+                crew.holder = call
                 _idle.remove(crew)
                 return crew
-        return _prepare(size, skeleton)
+        with undisturbed:
+            return _prepare(size, skeleton, call)
 
 
-def _prepare(size: int, skeleton: Skeleton) -> Crew:
+def _prepare(size: int, skeleton: Skeleton, call: object) -> Crew:
     """A crew for `size` ranks when none is just right: one that grows, or a new one."""
     if _line is not None and _line.gone():
         _forget()
@@ -134,7 +159,6 @@ def _prepare(size: int, skeleton: Skeleton) -> Crew:
     assert _line is not None
     if _pending():
         _spread()
-    _disband_lost()
     see_off()
     for crew in [c for c in _idle if c.letters.spoilt or c.letters.outdated(skeleton)]:
         _idle.remove(crew)
@@ -147,23 +171,13 @@ def _prepare(size: int, skeleton: Skeleton) -> Crew:
         _idle.remove(crew)
     else:
         crew = Crew(_line, _guard, next(_numbers))
-        _crews.add(crew)
-    try:
-        if len(crew.workers) < size or not crew.ready():
-            crew.muster(size)
-    except BaseException:
+        _crews.append(crew)
+    crew.holder = call
+    if len(crew.workers) < size or not crew.ready():
         crew.at_rest = False
-        _give_back(crew)
-        raise
+        crew.muster(size)
+        crew.at_rest = True
     return crew
-
-
-def _disband_lost() -> None:
-    """End the crews that a Ctrl-C has taken from everybody's hands."""
-    while lost:
-        line, number = lost.popleft()
-        with contextlib.suppress(WardenGone):
-            line.tell("disband", number)
 
 
 def _give_back(crew: Crew) -> None:
@@ -172,11 +186,15 @@ def _give_back(crew: Crew) -> None:
         if crew.closed:
             return  # the warden's end took it
         if crew.line is not _line or not crew.at_rest:
-            crew.disband()
+            if crew.at_rest:
+                crew.disband()
+            else:
+                crew.break_up()
             _bell.ring()  # to see its workers off
             if crew.line is not _line and not _serving(crew.line):
                 crew.line.stop()  # of a warden that has gone since
             return
+        crew.holder = None
         _idle.append(crew)
         if crew.expected:
             _ring(_quarantine.turn([crew], _living()))
@@ -262,8 +280,7 @@ def housekeep(*, wait: bool = True) -> None:
     wait : bool
         Return when they have.
     """
-    with _guard, contextlib.suppress(WardenGone):
-        _disband_lost()
+    with undisturbed, _guard, contextlib.suppress(WardenGone):
         told = _spread()
         while told and wait:
             read = [
@@ -324,21 +341,26 @@ def shutdown() -> None:
         A region is running in another thread.
     """
     global _keeper, _line
-    with _guard:
-        if busy := _busy():
-            raise DSMError(f"{len(busy)} regions are running in other threads; let them end first")
-        staging.drop_spares()
-        keeper, _keeper = _keeper, None
-        for crew in _idle:
-            crew.disband()
-        _idle.clear()
-        line, _line = _line, None
-        if line is not None:
-            line.stop()
-        _quarantine.turn((), ())  # what crews were asked, they will not answer
-        arenas.listen(None)  # nobody is left who could see what this process lets go
-    if keeper is not None:  # without the guard, for which its thread may be waiting
-        keeper.stop()
+    with undisturbed:
+        with _guard:
+            if busy := _busy():
+                raise DSMError(
+                    f"{len(busy)} regions are running in other threads; let them end first"
+                )
+            staging.drop_spares()
+            keeper, _keeper = _keeper, None
+            for crew in _idle:
+                crew.disband()
+            _idle.clear()
+            line, _line = _line, None
+        try:
+            if line is not None:
+                line.stop()
+        finally:
+            if keeper is not None:  # without the guard, for which its thread may be waiting
+                keeper.stop()
+            _quarantine.turn((), ())  # what crews were asked, they will not answer
+            arenas.listen(None)  # nobody is left who could see what this process lets go
 
 
 def _at_exit() -> None:
@@ -346,11 +368,14 @@ def _at_exit() -> None:
         return
     global _keeper
     keeper, _keeper = _keeper, None
-    with contextlib.suppress(KeyboardInterrupt):  # the warden ends without us, too
+    with contextlib.suppress(KeyboardInterrupt), undisturbed:  # the program ends as it is
         if _line is not None:
             _line.stop()
+        for crew in _idle:
+            crew.close()
         if keeper is not None:
             keeper.stop()
+        hear()
 
 
 def _after_fork() -> None:
@@ -373,6 +398,7 @@ def _after_fork() -> None:
     while leaving:
         os.close(leaving.popleft())
     _idle.clear()
+    _crews.clear()
     _line = None
 
 

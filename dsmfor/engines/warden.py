@@ -10,6 +10,7 @@ Guarantees
   if it was in a region; then it is reaped, then the caller is told. Nobody else reaps, so a pid
   that the warden kills is the worker's.
 - When the caller dies, however, every worker and the warden are gone: pidfd or end of file.
+- Workers that run a region stop and go on with the caller (halting.py).
 - A descriptor that was put here is had by whoever asks for it, until its owner drops it or dies.
 """
 
@@ -28,9 +29,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dsmfor import segments
-from dsmfor._native.block import LAYOUT, Block, adopt_orphans
+from dsmfor._native.block import LAYOUT, Block
+from dsmfor._native.kinship import adopt_orphans
 from dsmfor.engines import worker
 from dsmfor.engines.channel import pair, receive, send
+from dsmfor.engines.halting import Halting
 from dsmfor.engines.streams import turnstile
 from dsmfor.engines.surroundings import redirect
 from dsmfor.errors import SharedMemoryFull
@@ -75,6 +78,7 @@ class Warden:
         self.wards: dict[int, _Ward] = {}  # by pid
         self.settings: dict[str, Any] = {}
         self.turns_fd = turnstile()
+        self.halting = Halting(os.getppid())
         self.poll = select.poll()
         self.handlers: dict[int, Callable[[], None]] = {}
         self.attend(caller.fileno(), self.on_caller)
@@ -91,7 +95,9 @@ class Warden:
     def serve(self) -> None:
         """Until the caller goes."""
         while True:
-            for fd, _ in self.poll.poll():
+            living = ((ward.crew, ward.pid) for ward in self.wards.values())
+            seconds = self.halting.look(self.crews, living)
+            for fd, _ in self.poll.poll(None if seconds is None else seconds * 1000):
                 handler = self.handlers.get(fd)  # an earlier one of this round may have ended it
                 if handler is not None:
                     handler()
@@ -221,6 +227,7 @@ class Warden:
     def close_inherited(self, number: int) -> None:
         """In a new worker of a crew: what is the warden's alone, or another crew's."""
         self.caller.close()
+        self.halting.close()
         for other, crew in self.crews.items():
             if other != number:
                 crew.close()

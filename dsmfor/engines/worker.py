@@ -22,9 +22,11 @@ import numpy as np
 import threadpoolctl
 
 from dsmfor import arenas, segments
-from dsmfor._native.block import PHASES, Block, Page, die_with_parent
+from dsmfor._native.block import PHASES, Block, Page
+from dsmfor._native.kinship import die_with_parent
 from dsmfor._native.member import Member
 from dsmfor.engines.channel import Lost, contents, envelope, receive, send
+from dsmfor.engines.offspring import end_as_child
 from dsmfor.engines.pages import ELSEWHERE as BY_LETTER
 from dsmfor.engines.pages import (
     MAILBOX,
@@ -118,10 +120,11 @@ class Worker:
         self.block = Block(post.block_fd, True)
         self.mailbox = Page(MAILBOX, post.mailbox_fd)
         self.page = Page(PAGE)
+        self.broker = Broker(warden, post.incarnation)
+        bell = Block(post.block_fd, True)  # what a forked child prints wakes the caller, too
+        self.streams = Streams(self.rank, bell, self.broker, post.relay_fd, post.turns_fd)
         os.close(post.block_fd)
         os.close(post.mailbox_fd)
-        self.broker = Broker(warden, post.incarnation)
-        self.streams = Streams(self.rank, self.block, self.broker, post.relay_fd, post.turns_fd)
         self.member = Member(self.block, self.rank, 1)
         self.member.end()
         self.member.carrier = Areas(self.page, self.block, self.broker)
@@ -140,6 +143,7 @@ class Worker:
         self.environ: dict[str, str] = {}  # the caller's
         self.running = False
         self.tidied = True  # since the last region
+        os.register_at_fork(after_in_child=self.block.secede)
 
         confine()
         segments.set_creator(post.incarnation)
@@ -373,6 +377,8 @@ class Worker:
             finally:
                 self.running = False
                 enter(None)
+                if self.block.pid_of(self.rank) != os.getpid():  # a process that it has forked
+                    end_as_child()
             if snapshots is not None:
                 snapshots.check(bound.kernel.__qualname__)
             member.finish()
