@@ -66,7 +66,8 @@ WRONG = {
     "descriptors grew": "facts['after']['descriptors'] += 1",
     "resident KiB grew": "facts['after']['resident KiB'] += 100_000",
     "it was wrong": "facts['errors'] = ['it was wrong']",
-    "killed by nobody": "print(json.dumps({'disturbed': 'WorkerDied', 'pid': 1, 'at': 0}))",
+    "a death of nobody": "print(json.dumps("
+    "{'disturbed': 'WorkerDied', 'pid': 1, 'at': 0, 'words': ''}))",
 }
 
 

@@ -359,7 +359,7 @@ def shutdown() -> None:
         finally:
             if keeper is not None:  # without the guard, for which its thread may be waiting
                 keeper.stop()
-            _quarantine.turn((), ())  # what crews were asked, they will not answer
+            _quarantine.turn((), _living())  # what these crews were asked, they will not answer
             arenas.listen(None)  # nobody is left who could see what this process lets go
 
 

@@ -35,6 +35,7 @@ class Disturbed(Exception):
 
     def __init__(self, error: dsm.WorkerDied | dsm.RegionTimeout) -> None:
         super().__init__(type(error).__name__)
+        self.words = str(error)
         self.pid = getattr(error, "pid", None)
 
 
@@ -151,8 +152,11 @@ def dying(victim, place, how, since, data):
             since[0] = time.monotonic() + 0.05
             signal.signal(signal.SIGALRM, lambda *_: die(how))
             signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with dsm.critical("one"):
-            pass
+        try:
+            with dsm.critical("one"):
+                pass
+        finally:  # a region that was broken off lets it live
+            signal.setitimer(signal.ITIMER_REAL, 0)
     for i in dsm.prange(len(data), schedule="static,3"):
         data[i] += 1
         if place == "chunk" and mine:

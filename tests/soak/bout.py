@@ -25,6 +25,7 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 CALLER = Path(__file__).with_name("caller.py")
 PATIENCE = 30.0  # seconds that the last process may take to be gone
@@ -104,8 +105,8 @@ class Bout:
         self.warden_killed = False
         self.ready = threading.Event()
         self.over = threading.Event()
-        self.heard: dict[str, object] = {}
-        self.told: list[tuple[str, int, float]] = []
+        self.heard: dict[str, Any] = {}
+        self.told: list[dict[str, Any]] = []
 
     def pick(self, weights: dict[str, int]) -> str:
         return self.rng.choices(list(weights), list(weights.values()))[0]
@@ -203,7 +204,7 @@ class Bout:
             with contextlib.suppress(json.JSONDecodeError):  # cut off by its death
                 facts = json.loads(line)
                 if "disturbed" in facts:
-                    self.told.append((facts["disturbed"], facts["pid"] or 0, facts["at"]))
+                    self.told.append(facts)
                 if "ready" in facts:
                     self.ready.set()
                 self.heard.update(facts)
@@ -268,11 +269,16 @@ class Bout:
 
     def judge_deaths(self) -> None:
         """Every death that was told of was made here, or by the acts themselves."""
-        for what, pid, at in self.told:
+        for told in self.told:
+            pid = told["pid"]
             if pid in self.killed:
-                self.figures.longest("death told", at - self.killed[pid])
-            elif what == "WorkerDied" and not self.warden_killed:
-                raise Finding(f"a worker {pid} is said to have died, and was killed by nobody")
+                self.figures.longest("death told", told["at"] - self.killed[pid])
+            elif told["disturbed"] == "WorkerDied" and not self.explained(told["words"]):
+                raise Finding(f"a death of nobody that was killed here: {told}")
+
+    def explained(self, words: str) -> bool:
+        """Whether kills of this bout explain a death that names nobody."""
+        return self.warden_killed or (bool(self.killed) and "times" in words)
 
     def judge_end(self, caller: subprocess.Popen[str], words: str) -> None:
         """It ended as it was told, and said nothing."""

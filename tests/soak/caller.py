@@ -89,7 +89,7 @@ def act_until(end: float, threads: int, seed: int, record: Record, errors: list[
                 if late is not None:
                     record.longest("death in a kernel told", late)
             except acts.Disturbed as fault:
-                tell(disturbed=str(fault), pid=fault.pid, at=time.monotonic())
+                tell(disturbed=str(fault), pid=fault.pid, at=time.monotonic(), words=fault.words)
                 record.acts[str(fault)] += 1
                 full_team(record)
             record.longest(name, time.monotonic() - began)
@@ -119,7 +119,8 @@ def full_team(record: Record) -> None:
         try:
             ranks = acts.roll_call.using(workers=2)()
         except acts.dsm.WorkerDied as error:
-            tell(disturbed="WorkerDied", pid=error.pid, at=time.monotonic())
+            now = time.monotonic()
+            tell(disturbed="WorkerDied", pid=error.pid, at=now, words=f"roll call: {error}")
             continue
         assert ranks == [0, 1]
         record.longest("full team again", time.monotonic() - began)
