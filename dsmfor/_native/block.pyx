@@ -78,6 +78,7 @@ def memfd(str name, Py_ssize_t nbytes):
     except OSError:
         fd = os.memfd_create(name, flags)
     try:
+        os.fchmod(fd, 0o600)
         os.posix_fallocate(fd, 0, nbytes)
     except BaseException:
         os.close(fd)

@@ -323,9 +323,18 @@ class WardenLine:
         if getattr(self, "pidfd", -1) >= 0:
             self.close()
 
-    def stop(self) -> int | None:
-        """End the warden, and by that its workers, and wait until they are gone; its status."""
+    def stop(self, *, names: bool = False) -> int | None:
+        """End the warden, and by that its workers, and wait until they are gone; its status.
+
+        Parameters
+        ----------
+        names : bool
+            This process has names, which it keeps: they are no business of the warden's any more.
+        """
         pidfd = self.pidfd
+        if names:
+            with contextlib.suppress(WardenGone):
+                self.tell("names", [])
         self.end.close()
         if pidfd >= 0 and not self.heed([pidfd], 5.0):
             with contextlib.suppress(ProcessLookupError):

@@ -20,7 +20,7 @@ import os
 import threading
 import weakref
 
-from dsmfor import arenas, segments, staging
+from dsmfor import arenas, naming, segments, staging
 from dsmfor._native.block import DONE
 from dsmfor._native.farewell import Doorbell
 from dsmfor.engines.crew import Crew, Ended, leaving, lost
@@ -193,6 +193,20 @@ def _start() -> None:
         _keeper = Housekeeper(_bell, _keep)
         segments.on_free(_bell.note)
         arenas.listen(_bell.hear)
+    if names := naming.published():
+        _line.tell("names", names)
+
+
+def _guard_names() -> None:
+    """This process has got a name: a warden, started if need be, takes it away should we die."""
+    with _guard:
+        if _line is not None and _line.gone():
+            _forget()
+        with contextlib.suppress(WardenGone, DSMError):  # whoever comes next takes names away, too
+            if _line is None:
+                _start()
+            else:
+                _line.tell("names", naming.published())
 
 
 def _reclaim() -> None:
@@ -334,7 +348,7 @@ def shutdown() -> None:
         _idle.clear()
         line, _line = _line, None
         if line is not None:
-            line.stop()
+            line.stop(names=bool(naming.published()))
         _quarantine.turn((), ())  # what crews were asked, they will not answer
         arenas.listen(None)  # nobody is left who could see what this process lets go
     if keeper is not None:  # without the guard, for which its thread may be waiting
@@ -376,5 +390,6 @@ def _after_fork() -> None:
     _line = None
 
 
+naming.set_guardian(_guard_names)
 atexit.register(_at_exit)
 os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,6 @@
+class Mapping:
+    nbytes: int
+    writeable: bool
+    def __init__(self, fd: int, nbytes: int, writeable: bool) -> None: ...
+    @property
+    def data(self) -> memoryview: ...
