@@ -5,6 +5,7 @@ Starting an interpreter costs more than most tests, so one program serves for ma
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -44,16 +45,24 @@ class Program:
     ----------
     beginning : str
         What it runs first.
+    variables : dict of str to str, optional
+        Of its environment, besides ours.
     """
 
-    def __init__(self, beginning: str, **options: Any) -> None:
+    def __init__(
+        self, beginning: str, variables: dict[str, str] | None = None, **options: Any
+    ) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-c", _SERVER, beginning],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(PACKAGE), "OPENBLAS_NUM_THREADS": "1"},
+            env={
+                **os.environ,
+                "PYTHONPATH": str(PACKAGE), "OPENBLAS_NUM_THREADS": "1",
+                **(variables or {}),
+            },
             **options,
         )
 
@@ -88,4 +97,7 @@ class Program:
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
-        self.process.communicate()
+        self.process.wait()
+        for end in (self.process.stdin, self.process.stdout, self.process.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                end.close()
