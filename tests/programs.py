@@ -60,7 +60,8 @@ class Program:
             text=True,
             env={
                 **os.environ,
-                "PYTHONPATH": str(PACKAGE), "OPENBLAS_NUM_THREADS": "1",
+                "PYTHONPATH": str(PACKAGE),
+                "OPENBLAS_NUM_THREADS": "1",
                 **(variables or {}),
             },
             **options,

@@ -126,7 +126,7 @@ def test_dtype_shape_order_and_bytes_survive(order: Any, name: str, other: Progr
 def test_arrays_of_any_shape_have_names(
     order: Any, name: str, other: Program, plain: Program
 ) -> None:
-    for shape in [(), 0, (0, 3), (3, 0), 1, (1, 5, 1), (2,) * 20]:
+    for shape in [(), 0, (0, 3), (3, 0), 1, (1, 5, 1), (1,) * 62 + (2, 3)]:
         A = dsm.full(shape, 7, "i2", order, name=name)
         assert other.ask(f"dsm.attach({name!r}).tolist()") == A.tolist()
         assert other.ask(f"dsm.attach({name!r}).strides") == list(A.strides)
@@ -220,7 +220,7 @@ def test_every_creation_function_gives_names(name: str) -> None:
         A = create(name)
         B = SharedArray.attach(f"shm://{name}")
         assert (A.dtype, A.tolist()) == (B.dtype, B.tolist())
-        assert list(dsm.names()) == [name]
+        assert name in dsm.names()
         del A
 
 
@@ -299,8 +299,8 @@ def test_names_are_listed_with_what_they_are(name: str, other: Program) -> None:
     other.ask(f"a = dsm.ones(1000, name={name + '-b'!r})")
     try:
         listed = dsm.names()
-        assert list(listed) == [name, name + "-b"]
-        mine, theirs = listed.values()
+        assert list(listed) == sorted(listed)
+        mine, theirs = listed[name], listed[name + "-b"]
         assert (mine.name, mine.shape, mine.dtype, mine.nbytes) == (name, (2, 3), A.dtype, 24)
         assert (mine.pid, theirs.pid, theirs.nbytes) == (os.getpid(), other.pid, 8000)
         assert before - 1 < mine.created.timestamp() < time.time() + 1
@@ -332,13 +332,11 @@ def test_a_name_is_given_once_in_a_program(name: str) -> None:
 
 
 def test_an_unknown_name_is_told_with_those_there_are(name: str) -> None:
-    for ask in (dsm.attach, dsm.delete):
-        with pytest.raises(dsm.NameUnknown, match="no array is named 'nobody'; there is no") as no:
-            ask("nobody")
-        assert isinstance(no.value, KeyError)
+    with pytest.raises(KeyError, match=f"no array is named '{name}'; there"):
+        dsm.attach(name)
     A = dsm.ones(3, name=name)
     for ask in (dsm.attach, dsm.delete):
-        with pytest.raises(dsm.NameUnknown, match=f"there are '{name}'"):
+        with pytest.raises(dsm.NameUnknown, match=f"named 'nobody'; there are .*'{name}'"):
             ask("nobody")
     assert A.all()
 
@@ -468,7 +466,7 @@ def test_a_dead_owners_name_is_taken_over_and_never_seen(name: str) -> None:
         dsm.attach(name)
     assert not (SHM / name).exists()
     leave(name, values)
-    assert dsm.names() == {}
+    assert name not in dsm.names()
     assert not (SHM / name).exists()
     leave(name, values)
     dsm.delete(name)

@@ -13,6 +13,7 @@ import dsmfor as dsm
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--size", type=int, default=200, help="points along a side of the plate")
 parser.add_argument("--steps", type=int, default=100_000, help="end after so many")
+parser.add_argument("--name", default="heat", help="what the names of the arrays begin with")
 parser.add_argument("--workers", type=int, help="default: one for each core")
 options = parser.parse_args()
 
@@ -24,9 +25,7 @@ def advance(plate, new, panel, steps):
         for rows in dsm.pslices(1, len(old) - 1):  # ends in a barrier
             above, below = old[rows.start - 1 : rows.stop - 1], old[rows.start + 1 : rows.stop + 1]
             middle = old[rows]
-            new[rows, 1:-1] = (
-                above[:, 1:-1] + below[:, 1:-1] + middle[:, :-2] + middle[:, 2:]
-            ) / 4
+            new[rows, 1:-1] = (above[:, 1:-1] + below[:, 1:-1] + middle[:, :-2] + middle[:, 2:]) / 4
         old, new = new, old
         if dsm.rank() == 0:
             old[:, 0] = panel[1]  # the left edge is as hot as the panel says at this moment
@@ -35,8 +34,10 @@ def advance(plate, new, panel, steps):
 
 
 # The names are all that the other program needs; they are gone when this one ends, however it ends.
-plate = dsm.zeros((options.size, options.size), name="heat-plate")
-panel = dsm.array([0.0, 100.0, 0.0], name="heat-panel")  # steps done, heat of the edge, stop
+plate = dsm.zeros((options.size, options.size), name=f"{options.name}-plate")
+panel = dsm.array(
+    [0.0, 100.0, 0.0], name=f"{options.name}-panel"
+)  # steps done, heat of the edge, stop
 new = dsm.zeros_like(plate)
 while panel[0] < options.steps and not panel[2]:
     advance(plate, new, panel, 20)  # an even number: the newest state is in `plate`
