@@ -12,8 +12,8 @@ Guarantees
     child owns none of its parent's names, and takes none away.
 
 Assumes
-    `_own` is changed by single operations of dict alone: a collection may let go of an array, and
-    so take a name away, in any thread at any bytecode.
+    `_own` is changed by single operations of dict alone. A collection may let go of an array, and
+    so take its name away, in any thread at any bytecode: what is left in `_own` has no title.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import atexit
 import contextlib
 import os
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,9 +32,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsmfor import labels, segments, shmfiles, team
+from dsmfor._native.farewell import Descriptor
+from dsmfor._native.mapping import Title
 from dsmfor.errors import DSMError, NameTaken, NameUnknown
 from dsmfor.labels import Label
-from dsmfor.memfiles import Descriptor, prepare
+from dsmfor.memfiles import prepare
 from dsmfor.shmfiles import Identity
 
 __all__ = ["NamedArray", "attach", "delete", "names", "publish", "published", "set_guardian"]
@@ -42,11 +45,11 @@ _ATTEMPTS = 100  # to give a name that dead owners have; each takes one away
 
 
 class _Own(NamedTuple):
-    """A name of this process."""
+    """A name that this process has given; gone when its title is."""
 
     name: str
     file: Identity
-    lock: Descriptor  # the sign of life
+    title: weakref.ref[Title]  # kept by the mapping, so that it goes with the memory
     label: Label
 
 
@@ -110,26 +113,22 @@ def publish(
     _ensure_free(name)  # before memory is taken for nothing
     held = segments.relieved(lambda: shmfiles.make(label))
     with held:
-        file, lock = shmfiles.identity(held), shmfiles.hold(held)
-        root = segments.enter(held, size)
+        title = shmfiles.title(name, held)
+        file = shmfiles.identity(held)
+        root = segments.enter(held, size, title)
     segment = segments.number(root)
-    segments.on_free(_let_go)
-    _own[segment] = _Own(name, file, lock, label)
+    for gone in [segment for segment, own in list(_own.items()) if own.title() is None]:
+        _own.pop(gone, None)
+    _own[segment] = _Own(name, file, weakref.ref(title), label)
     # The guardian hears of a name before it can be seen: a SIGKILL in between leaves no name.
     if _guardian is not None:
         _guardian()
     for _ in range(_ATTEMPTS):
-        try:
+        with contextlib.suppress(FileExistsError):
             shmfiles.link(segments.descriptor(segment), name)
             break
-        except FileExistsError:
-            try:
-                _ensure_free(name)
-            except BaseException:
-                _own.pop(segment).lock.close()
-                raise
+        _ensure_free(name)
     else:
-        _own.pop(segment).lock.close()
         raise NameTaken(f"the name {name!r} was given to others {_ATTEMPTS} times; choose another")
     return labels.arrange(label, root)
 
@@ -257,7 +256,7 @@ def names() -> dict[str, NamedArray]:
 
 def published() -> list[tuple[str, Identity]]:
     """The names of this process and their files, as whoever guards them needs them."""
-    return [(own.name, own.file) for own in list(_own.values())]
+    return [(own.name, own.file) for own in list(_own.values()) if own.title() is not None]
 
 
 def set_guardian(guardian: Callable[[], object] | None) -> None:
@@ -346,15 +345,8 @@ def _owner(label: Label) -> str:
 def _withdraw(segment: int) -> None:
     """A name of ours goes, if it is still there."""
     own = _own.pop(segment, None)
-    if own is not None:
-        shmfiles.remove(own.name, own.file, dead=False)
-        own.lock.close()
-
-
-def _let_go(segment: int) -> None:
-    """Called when a segment was freed, in any thread at any bytecode: takes no lock."""
-    if segment & segments.NAMED:
-        _withdraw(segment)
+    if own is not None and (title := own.title()) is not None:
+        title.withdraw()
 
 
 def _at_exit() -> None:
@@ -365,7 +357,8 @@ def _at_exit() -> None:
 def _forget_parent() -> None:
     """In a forked child: the names are the parent's, and so must be the signs of its life."""
     for own in _own.values():
-        own.lock.close()
+        if (title := own.title()) is not None:
+            title.lock.close()
     _own.clear()
 
 

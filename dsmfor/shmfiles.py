@@ -36,9 +36,10 @@ import time
 from collections.abc import Iterable, Iterator
 
 from dsmfor import labels, limits, memfiles
+from dsmfor._native.farewell import Descriptor
+from dsmfor._native.mapping import Title, open_file
 from dsmfor.errors import SharedMemoryFull
 from dsmfor.labels import Label, Owner
-from dsmfor.memfiles import Descriptor
 
 __all__ = [
     "FOLDER",
@@ -56,6 +57,7 @@ __all__ = [
     "present",
     "remove",
     "sweep",
+    "title",
 ]
 
 FOLDER = "/dev/shm"  # noqa: S108  # where SharedArray and shm_open look for names
@@ -123,7 +125,7 @@ def make(label: Label) -> Descriptor:
     ending = labels.write(label)
     limits.check(nbytes)
     try:
-        with Descriptor(os.open(FOLDER, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)) as held:
+        with open_file(FOLDER, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600) as held:
             os.fchmod(held.number, 0o600)  # whatever the umask has left of it
             memfiles.take(held.number, 0, nbytes + len(ending))
             os.pwrite(held.number, ending, nbytes)
@@ -157,17 +159,17 @@ def find(name: str, *, readonly: bool) -> tuple[Descriptor, Label]:
         What is there is no array of this user's alone.
     """
     path = os.path.join(FOLDER, name)
-    with Descriptor(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as seen:
+    with open_file(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC) as seen:
         _examine(os.fstat(seen.number))
         mode = os.O_RDONLY if readonly else os.O_RDWR
-        with Descriptor(_reopen(seen, mode)) as held:
+        with _reopen(seen, mode) as held:
             seen.close()
             label = labels.read(held.number)
             return memfiles.lift(held), label
 
 
-def _reopen(held: Descriptor, mode: int) -> int:
-    return os.open(f"/proc/self/fd/{held.number}", mode | os.O_CLOEXEC | os.O_NONBLOCK)
+def _reopen(held: Descriptor, mode: int) -> Descriptor:
+    return open_file(f"/proc/self/fd/{held.number}", mode | os.O_CLOEXEC | os.O_NONBLOCK)
 
 
 def _examine(status: os.stat_result) -> None:
@@ -196,7 +198,7 @@ def identity(held: Descriptor) -> Identity:
 
 
 def _folder() -> Descriptor:
-    return Descriptor(os.open(FOLDER, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+    return open_file(FOLDER, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _refusal(error: OSError, nbytes: int) -> Exception:
@@ -236,9 +238,14 @@ def hold(held: Descriptor) -> Descriptor:
 
     On a descriptor of its own, since workers are sent the other one and would go on holding it.
     """
-    with Descriptor(_reopen(held, os.O_RDWR)) as lock:
+    with _reopen(held, os.O_RDWR) as lock:
         fcntl.fcntl(lock.number, fcntl.F_OFD_SETLK, _range(_ALIVE))
         return memfiles.lift(lock)
+
+
+def title(name: str, held: Descriptor) -> Title:
+    """The name that a file of this process is to get, and the sign of life that goes with it."""
+    return Title(os.path.join(FOLDER, name), *identity(held), hold(held))
 
 
 def is_dead(held: Descriptor, owner: Owner) -> bool:

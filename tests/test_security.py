@@ -563,7 +563,7 @@ def test_a_name_that_is_squatted_just_before_it_is_given_is_refused(
         with pytest.raises(dsm.NameTaken, match="a symbolic link"):
             dsm.zeros(3, name=path.name)
         assert os.readlink(path) == "/etc/passwd"
-        assert naming._own == {}
+        assert naming.published() == []
     finally:
         path.unlink()
 
