@@ -362,7 +362,7 @@ def _at_exit() -> None:
     keeper, _keeper = _keeper, None
     with contextlib.suppress(KeyboardInterrupt):  # the warden ends without us, too
         if _line is not None:
-            _line.stop()
+            _line.stop(names=bool(naming.published()))
         if keeper is not None:
             keeper.stop()
 
