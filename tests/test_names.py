@@ -596,6 +596,9 @@ def test_a_fork_that_outlives_the_owner_keeps_no_name(raw: bool, name: str) -> N
         child = program.ask(f"fork({raw})")
         try:
             assert (SHM / name).exists()
+            copies = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{child}/fd")]
+            held = [target for target in copies if target.startswith("/dev/shm/")]
+            assert len(held) == 1 + raw  # the file; and the sign of life, if Python was not asked
             program.process.kill()
             program.process.wait()
             until(lambda: not (SHM / name).exists())

@@ -672,6 +672,15 @@ def test_ten_thousand_crafted_files_give_errors_or_right_arrays() -> None:
     assert outcomes["refused"] >= 5000
 
 
+def test_a_footer_that_contradicts_the_label_is_refused() -> None:
+    a = dsm.ones(10, name=(name := fresh()))
+    with open(SHM / name, "r+b") as file:
+        file.seek(-footer.FOOTER.size, os.SEEK_END)
+        file.write(footer.pack((5, 2), a.dtype))
+    with pytest.raises(dsm.DSMError, match="tell of different arrays"):
+        dsm.attach(name, readonly=True)
+
+
 def test_thousands_of_crafted_segments_are_refused_or_right() -> None:
     seed = random.randrange(2**32)
     print(f"seed {seed}")
