@@ -28,6 +28,8 @@ from dsmfor.errors import (
     DSMError,
     LostWriteError,
     MisuseWarning,
+    NameTaken,
+    NameUnknown,
     PerformanceWarning,
     RegionError,
     RegionTimeout,
@@ -35,6 +37,7 @@ from dsmfor.errors import (
     WorkerDied,
 )
 from dsmfor.loops import prange, pslices, ptiles, split
+from dsmfor.naming import NamedArray, attach, delete, names
 from dsmfor.options import options
 from dsmfor.parallel import Parallel, parallel
 from dsmfor.report import Report
@@ -51,6 +54,9 @@ __all__ = [
     "Guided",
     "LostWriteError",
     "MisuseWarning",
+    "NameTaken",
+    "NameUnknown",
+    "NamedArray",
     "Parallel",
     "PerformanceWarning",
     "Random",
@@ -63,14 +69,17 @@ __all__ = [
     "Static",
     "WorkerDied",
     "array",
+    "attach",
     "barrier",
     "cancel",
     "cancelled",
     "critical",
+    "delete",
     "empty",
     "empty_like",
     "full",
     "full_like",
+    "names",
     "ones",
     "ones_like",
     "options",

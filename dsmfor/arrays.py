@@ -11,15 +11,15 @@ process in the array's stead, for any view of a shared array as for the array it
 
 from __future__ import annotations
 
-import math
-import operator
-from typing import Any, Literal, SupportsIndex, TypeAlias
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from dsmfor import arenas, segments, team
+from dsmfor import arenas, naming, segments, shapes, team
 from dsmfor._native import registry
+from dsmfor.shapes import Shape
 
 __all__ = [
     "Handle",
@@ -38,7 +38,6 @@ __all__ = [
 ]
 
 Array: TypeAlias = NDArray[Any]
-Shape: TypeAlias = Any  # an integer or a sequence of integers; checked by _shape
 Order: TypeAlias = Literal["C", "F"]
 LikeOrder: TypeAlias = Literal["C", "F", "A", "K"]
 Handle: TypeAlias = tuple[
@@ -46,10 +45,10 @@ Handle: TypeAlias = tuple[
 ]
 """(segment, place in it, shape, strides, dtype or its letter, writeable)"""
 
-_MAX_BYTES = 2**63 - 1
 
-
-def zeros(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> Array:
+def zeros(
+    shape: Shape, dtype: DTypeLike = float, order: Order = "C", *, name: str | None = None
+) -> Array:
     """A shared array of zeros.
 
     Parameters
@@ -60,6 +59,9 @@ def zeros(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> Array:
         Any dtype of fixed size: numbers, structured, big-endian, datetime64, fixed-length strings.
     order : {"C", "F"}
         Row-major or column-major.
+    name : str, optional
+        Publish it under this name, for `attach` here or in another program of this user, until
+        this program lets go of the array, deletes the name or ends. By default it has no name.
 
     Returns
     -------
@@ -76,7 +78,10 @@ def zeros(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> Array:
     ValueError
         A length is negative, or there are too many of them.
     RegionError
-        Called by a rank of a region, where every rank would make its own: use ``dsm.single``.
+        Called by a rank of a region, where every rank would make its own: use ``dsm.single``. A
+        kernel cannot give names.
+    NameTaken
+        Somebody who lives has an array of that name.
 
     Examples
     --------
@@ -85,17 +90,19 @@ def zeros(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> Array:
     array([[0., 0., 0.],
            [0., 0., 0.]])
     """
-    return _new("zeros", shape, dtype, order)
+    return _new("zeros", shape, dtype, order, name)
 
 
-def empty(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> Array:
+def empty(
+    shape: Shape, dtype: DTypeLike = float, order: Order = "C", *, name: str | None = None
+) -> Array:
     """A shared array whose values mean nothing yet.
 
     Fresh shared memory happens to read zero, so `zeros` costs no more.
 
     Parameters
     ----------
-    shape, dtype, order
+    shape, dtype, order, name
         As of `zeros`.
 
     Returns
@@ -109,15 +116,17 @@ def empty(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> Array:
     >>> dsm.empty((2, 3), dtype="i4").shape
     (2, 3)
     """
-    return _new("empty", shape, dtype, order)
+    return _new("empty", shape, dtype, order, name)
 
 
-def ones(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> Array:
+def ones(
+    shape: Shape, dtype: DTypeLike = float, order: Order = "C", *, name: str | None = None
+) -> Array:
     """A shared array of ones.
 
     Parameters
     ----------
-    shape, dtype, order
+    shape, dtype, order, name
         As of `zeros`.
 
     Returns
@@ -131,11 +140,16 @@ def ones(shape: Shape, dtype: DTypeLike = float, order: Order = "C") -> Array:
     >>> dsm.ones(3, dtype=int)
     array([1, 1, 1])
     """
-    return _filled(_new("ones", shape, dtype, order), 1)
+    return _filled(_new("ones", shape, dtype, order, name), 1)
 
 
 def full(
-    shape: Shape, fill_value: ArrayLike, dtype: DTypeLike | None = None, order: Order = "C"
+    shape: Shape,
+    fill_value: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: Order = "C",
+    *,
+    name: str | None = None,
 ) -> Array:
     """A shared array filled with a value.
 
@@ -149,6 +163,8 @@ def full(
         By default that of ``numpy.asarray(fill_value)``.
     order : {"C", "F"}
         Row-major or column-major.
+    name : str, optional
+        As of `zeros`.
 
     Returns
     -------
@@ -163,11 +179,16 @@ def full(
     """
     if dtype is None:
         dtype = np.asarray(fill_value).dtype
-    return _filled(_new("full", shape, dtype, order), fill_value)
+    return _filled(_new("full", shape, dtype, order, name), fill_value)
 
 
 def zeros_like(
-    a: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = "K", shape: Shape = None
+    a: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: LikeOrder = "K",
+    shape: Shape = None,
+    *,
+    name: str | None = None,
 ) -> Array:
     """A shared array of zeros with the shape and dtype of another array.
 
@@ -182,6 +203,8 @@ def zeros_like(
         and "C" for any other.
     shape : int or sequence of ints, optional
         In place of the model's.
+    name : str, optional
+        As of `zeros`.
 
     Returns
     -------
@@ -194,17 +217,22 @@ def zeros_like(
     >>> dsm.zeros_like([1, 2, 3])
     array([0, 0, 0])
     """
-    return _new_like("zeros_like", a, dtype, order, shape)
+    return _new_like("zeros_like", a, dtype, order, shape, name)
 
 
 def empty_like(
-    a: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = "K", shape: Shape = None
+    a: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: LikeOrder = "K",
+    shape: Shape = None,
+    *,
+    name: str | None = None,
 ) -> Array:
     """A shared array like another one, whose values mean nothing yet.
 
     Parameters
     ----------
-    a, dtype, order, shape
+    a, dtype, order, shape, name
         As of `zeros_like`.
 
     Returns
@@ -218,17 +246,22 @@ def empty_like(
     >>> dsm.empty_like([1.0, 2.0]).shape
     (2,)
     """
-    return _new_like("empty_like", a, dtype, order, shape)
+    return _new_like("empty_like", a, dtype, order, shape, name)
 
 
 def ones_like(
-    a: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = "K", shape: Shape = None
+    a: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: LikeOrder = "K",
+    shape: Shape = None,
+    *,
+    name: str | None = None,
 ) -> Array:
     """A shared array of ones with the shape and dtype of another array.
 
     Parameters
     ----------
-    a, dtype, order, shape
+    a, dtype, order, shape, name
         As of `zeros_like`.
 
     Returns
@@ -242,7 +275,7 @@ def ones_like(
     >>> dsm.ones_like([5, 6])
     array([1, 1])
     """
-    return _filled(_new_like("ones_like", a, dtype, order, shape), 1)
+    return _filled(_new_like("ones_like", a, dtype, order, shape, name), 1)
 
 
 def full_like(
@@ -251,12 +284,14 @@ def full_like(
     dtype: DTypeLike | None = None,
     order: LikeOrder = "K",
     shape: Shape = None,
+    *,
+    name: str | None = None,
 ) -> Array:
     """A shared array filled with a value, with the shape and dtype of another array.
 
     Parameters
     ----------
-    a, dtype, order, shape
+    a, dtype, order, shape, name
         As of `zeros_like`.
     fill_value : scalar or array_like
         The value, broadcast to the shape.
@@ -272,10 +307,16 @@ def full_like(
     >>> dsm.full_like([1, 2], 9)
     array([9, 9])
     """
-    return _filled(_new_like("full_like", a, dtype, order, shape), fill_value)
+    return _filled(_new_like("full_like", a, dtype, order, shape, name), fill_value)
 
 
-def array(obj: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = "K") -> Array:
+def array(
+    obj: ArrayLike,
+    dtype: DTypeLike | None = None,
+    order: LikeOrder = "K",
+    *,
+    name: str | None = None,
+) -> Array:
     """A shared copy of an array, or of what NumPy makes an array of.
 
     Parameters
@@ -286,6 +327,8 @@ def array(obj: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = "K"
         By default that of ``numpy.asarray(obj)``.
     order : {"K", "C", "F", "A"}
         As in `zeros_like`.
+    name : str, optional
+        As of `zeros`.
 
     Returns
     -------
@@ -300,12 +343,12 @@ def array(obj: ArrayLike, dtype: DTypeLike | None = None, order: LikeOrder = "K"
            [3, 4]])
     """
     team.check_creation("array")
-    if dtype is not None and isinstance(obj, np.ndarray) and not _adapts(np.dtype(dtype)):
+    if dtype is not None and isinstance(obj, np.ndarray) and not shapes.adapts(np.dtype(dtype)):
         source, final = np.asarray(obj), np.dtype(dtype)  # cast while copying
     else:
         source = np.asarray(obj, dtype=dtype)
         final = source.dtype
-    result = _new_like("array", source, final, order, None)
+    result = _new_like("array", source, final, order, None, name)
     np.copyto(result, source, casting="unsafe")
     return result
 
@@ -334,39 +377,44 @@ def is_shared(a: object) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------
-# Everything is checked here before a byte is taken: SharedArray and NumPy's own constructors
-# over a buffer do not fail well.
+# Everything is checked before a byte is taken.
 
 
-def _new(name: str, shape: Shape, dtype: DTypeLike | None, order: str | None) -> Array:
-    team.check_creation(name)
-    final, inner = _dtype(name, dtype)
-    return _allocate(name, _shape(name, shape) + inner, final, _order(name, order, "CF"))
+def _new(
+    function: str, shape: Shape, dtype: DTypeLike | None, order: str | None, name: str | None
+) -> Array:
+    team.check_creation(function, name)
+    final, inner = shapes.fixed_dtype(function, dtype)
+    dims = shapes.lengths(function, shape) + inner
+    return _allocate(function, dims, final, shapes.layout(function, order, "CF"), name)
 
 
 def _new_like(
-    name: str, model: ArrayLike, dtype: DTypeLike | None, order: str | None, shape: Shape
+    function: str,
+    model: ArrayLike,
+    dtype: DTypeLike | None,
+    order: str | None,
+    shape: Shape,
+    name: str | None,
 ) -> Array:
-    team.check_creation(name)
+    team.check_creation(function, name)
     model = np.asarray(model)
-    final, inner = _dtype(name, model.dtype if dtype is None else dtype)
-    dims = model.shape if shape is None else _shape(name, shape)
-    order = _order(name, order, "CFAK")
+    final, inner = shapes.fixed_dtype(function, model.dtype if dtype is None else dtype)
+    dims = (model.shape if shape is None else shapes.lengths(function, shape)) + inner
+    order = shapes.layout(function, order, "CFAK")
     flags = model.flags
     if order == "A":
         order = "F" if flags.fnc else "C"
     elif order == "K":
-        if flags.c_contiguous or model.ndim <= 1 or len(dims) != model.ndim:
+        if flags.c_contiguous or model.ndim <= 1 or len(dims) - len(inner) != model.ndim:
             order = "C"
         elif flags.f_contiguous:
             order = "F"
-    if order != "K":
-        return _allocate(name, dims + inner, final, order)
-    # The widest stride first, as in the model: an array so transposed is row-major.
-    axes = sorted(range(model.ndim), key=lambda axis: -abs(model.strides[axis]))
-    packed = _allocate(name, tuple(dims[axis] for axis in axes) + inner, final, "C")
-    back = sorted(range(model.ndim), key=axes.__getitem__)
-    return packed.transpose(*back, *range(model.ndim, packed.ndim))
+    axes: list[int] = []
+    if order == "K":  # the widest stride first, as in the model
+        axes = sorted(range(model.ndim), key=lambda axis: -abs(model.strides[axis]))
+        axes += range(model.ndim, len(dims))
+    return _allocate(function, dims, final, order, name, axes)
 
 
 def _filled(target: Array, value: ArrayLike) -> Array:
@@ -374,75 +422,25 @@ def _filled(target: Array, value: ArrayLike) -> Array:
     return target
 
 
-def _allocate(name: str, dims: tuple[int, ...], dtype: np.dtype[Any], order: str) -> Array:
-    """An array in C or F order over new memory, which is zero."""
-    limit = 64  # NumPy's
-    if len(dims) > limit:
-        raise ValueError(
-            f"{name} makes arrays of at most {limit} dimensions, got {len(dims)}; "
-            "combine some of them into one"
-        )
-    nbytes = math.prod(dims) * dtype.itemsize
+def _allocate(
+    function: str,
+    dims: tuple[int, ...],
+    dtype: np.dtype[Any],
+    order: str,
+    name: str | None,
+    axes: Sequence[int] = (),
+) -> Array:
+    """An array over new memory, which is zero; for order K, `axes` by their strides, descending."""
+    nbytes = shapes.total(function, dims, dtype)
+    if name is not None:
+        if order != "K":
+            axes = range(len(dims))[:: -1 if order == "F" else 1]
+        return naming.publish(name, dims, dtype, tuple(axes))
+    if order == "K":
+        packed = _allocate(function, tuple(dims[axis] for axis in axes), dtype, "C", None)
+        return packed.transpose(np.argsort(axes))
     if nbytes == 0:
         return np.zeros(dims, dtype, order="F" if order == "F" else "C")
-    if nbytes > _MAX_BYTES:
-        raise ValueError(
-            f"{name} cannot make an array of shape {dims} and {nbytes} bytes: no address reaches "
-            f"beyond {_MAX_BYTES}; check the shape for a wrong factor"
-        )
     if nbytes < arenas.LARGE and (hold := arenas.take(nbytes)) is not None:
         return hold.array(dims, dtype, order == "F")
-    buffer = segments.create(nbytes)
-    return np.ndarray(dims, dtype, buffer, order="F" if order == "F" else "C")
-
-
-def _dtype(name: str, dtype: DTypeLike | None) -> tuple[np.dtype[Any], tuple[int, ...]]:
-    """The dtype as an array has it, and the dimensions that a subarray dtype adds."""
-    model = np.empty(0, dtype)
-    final = model.dtype
-    if final.hasobject or final.kind == "T":
-        raise TypeError(
-            f"{name} cannot share dtype {final}: it holds references to objects of one process; "
-            "use a dtype of fixed size, for text a fixed length such as 'U20' or 'S20', or pass "
-            "the objects as a list"
-        )
-    return final, model.shape[1:]
-
-
-def _adapts(dtype: np.dtype[Any]) -> bool:
-    """Whether the values decide the final size or unit, or the dtype brings more dimensions."""
-    return dtype.itemsize == 0 or dtype.subdtype is not None or dtype.kind in "mM"
-
-
-def _shape(name: str, shape: Shape) -> tuple[int, ...]:
-    try:
-        lengths: list[SupportsIndex] = [operator.index(shape)]
-    except TypeError:
-        try:
-            lengths = list(shape)
-        except TypeError:
-            raise TypeError(_not_a_shape(name, shape)) from None
-    dims = []
-    for length in lengths:
-        try:
-            dims.append(operator.index(length))
-        except TypeError:
-            raise TypeError(_not_a_shape(name, shape)) from None
-    if any(length < 0 for length in dims):
-        raise ValueError(f"{name} takes a shape without negative lengths, got {shape!r}")
-    return tuple(dims)
-
-
-def _not_a_shape(name: str, shape: Shape) -> str:
-    return (
-        f"{name} takes an integer or a sequence of integers as its shape, got {shape!r}; "
-        "divide with // or round with int()"
-    )
-
-
-def _order(name: str, order: object, allowed: str) -> str:
-    found = "C" if order is None else order
-    if isinstance(found, str) and len(found) == 1 and found.upper() in allowed:
-        return found.upper()
-    choices = ", ".join(repr(each) for each in allowed)
-    raise ValueError(f"{name} takes an order among {choices}, got {order!r}")
+    return np.ndarray(dims, dtype, segments.create(nbytes), order="F" if order == "F" else "C")

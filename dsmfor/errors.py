@@ -8,7 +8,9 @@
     ├── LostWriteError       a kernel changed what the caller would never see changed
     ├── WorkerDied           a worker process ended before its region did
     ├── SharedMemoryFull     (also a MemoryError) no room for a segment; nothing was taken
-    └── RegionTimeout        (also a TimeoutError) the region's time ran out
+    ├── RegionTimeout        (also a TimeoutError) the region's time ran out
+    ├── NameTaken            (also a FileExistsError) somebody else has an array of that name
+    └── NameUnknown          (also a KeyError) nobody has one
 
     PerformanceWarning       (a UserWarning) a call is right, and slower than it needs to be
     MisuseWarning            (a SyntaxWarning) a kernel's source uses a loop as if it were a range
@@ -25,6 +27,8 @@ __all__ = [
     "DSMError",
     "LostWriteError",
     "MisuseWarning",
+    "NameTaken",
+    "NameUnknown",
     "PerformanceWarning",
     "RegionError",
     "RegionTimeout",
@@ -88,6 +92,26 @@ class RegionTimeout(DSMError, TimeoutError):
     """The region did not end within its ``timeout``; its slow workers were replaced."""
 
 
+class NameTaken(DSMError, FileExistsError):
+    """A name is in use: by a program that lives, or by a file that is no array of dsmfor.
+
+    Attributes
+    ----------
+    pid : int or None
+        The program that owns the array, None when the file is not dsmfor's.
+    """
+
+    def __init__(self, message: str, *, pid: int | None = None) -> None:
+        super().__init__(message)
+        self.pid = pid
+
+
+class NameUnknown(DSMError, KeyError):
+    """Nobody who lives has an array of that name."""
+
+    __str__ = Exception.__str__  # a KeyError shows its message quoted
+
+
 class MisuseWarning(SyntaxWarning):
     """The source of a kernel uses a loop in a way that cannot do what it says.
 
@@ -113,5 +137,7 @@ for _public in (
     WorkerDied,
     SharedMemoryFull,
     RegionTimeout,
+    NameTaken,
+    NameUnknown,
 ):
     _public.__module__ = __name__.partition(".")[0]  # as users know them, in tracebacks too

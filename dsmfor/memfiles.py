@@ -21,7 +21,7 @@ from dsmfor._native.interrupts import Unsignalled, hear
 from dsmfor.errors import DSMError
 from dsmfor.footer import FOOTER
 
-__all__ = ["examine", "lift", "make", "prepare", "reserve"]
+__all__ = ["examine", "lift", "make", "prepare", "reserve", "take"]
 
 # Linux numbers that Python 3.11 does not name.
 _MFD_NOEXEC_SEAL = 0x0008
@@ -69,11 +69,12 @@ def make(nbytes: int, *, sparse: bool = False, live: int = 0) -> Descriptor:
     try:
         with _anonymous_file() as held:
             fd = held.number
+            os.fchmod(fd, 0o600)  # whoever got it could else open it anew with more rights
             if sparse:
                 os.ftruncate(fd, nbytes + FOOTER.size)
                 os.posix_fallocate(fd, nbytes, FOOTER.size)
             else:
-                _take(fd, 0, nbytes + FOOTER.size)
+                take(fd, 0, nbytes + FOOTER.size)
             os.pwrite(fd, footer.footer(nbytes), nbytes)
             fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
             return lift(held)
@@ -91,12 +92,13 @@ def reserve(fd: int, start: int, nbytes: int) -> None:
     """
     limits.check(nbytes)
     try:
-        _take(fd, start, start + nbytes)
+        take(fd, start, start + nbytes)
     except OSError as error:
         raise limits.refusal(error, "make", nbytes, live=0) from error
 
 
-def _take(fd: int, start: int, end: int) -> None:
+def take(fd: int, start: int, end: int) -> None:
+    """Take the pages of a file from one byte to another; an OSError if there is no room."""
     for at in range(start, end, _PIECE):
         with Unsignalled():  # the system undoes what a signal interrupts, and a timer is faster
             os.posix_fallocate(fd, at, min(_PIECE, end - at))
@@ -124,9 +126,14 @@ def lift(held: Descriptor) -> Descriptor:
     return lifted
 
 
-def examine(segment: int, fd: int, nbytes: int) -> None:
-    """Refuse what SharedArray would crash on, or what its maker could still cut short."""
+def examine(segment: int, fd: int, nbytes: int, *, named: bool = False) -> None:
+    """Refuse what SharedArray would crash on, or what its maker could still cut short.
+
+    A named file is not mapped by SharedArray, and cannot be sealed.
+    """
     total = os.fstat(fd).st_size
+    if named and 1 <= nbytes <= total - FOOTER.size:
+        return
     if total != nbytes + FOOTER.size or nbytes < 1:
         fault = f"it has {total} bytes instead of {nbytes} and a footer of {FOOTER.size}"
     elif os.pread(fd, FOOTER.size, nbytes) != footer.footer(nbytes):

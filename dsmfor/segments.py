@@ -4,7 +4,8 @@ A *segment* is an anonymous file in memory (``memfd_create``) that processes map
 no name, so the kernel frees it when the last process that holds it goes, however it goes, and the
 size of /dev/shm does not limit it. Each segment of this process is known by its *root*, a uint8
 array over all its bytes; every shared array is a view that keeps the root alive through ``.base``,
-and when the last of them goes the segment goes.
+and when the last of them goes the segment goes. The file of a *named* segment lies in /dev/shm
+(`dsmfor.shmfiles`) and is otherwise a segment like any other.
 
 What else there is to know about a segment is elsewhere: the file that it is in `dsmfor.memfiles`,
 the footer by which ``SharedArray.attach`` maps it in `dsmfor.footer`, how much memory there is in
@@ -27,11 +28,12 @@ Assumes
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import threading
 import weakref
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,16 +42,19 @@ from dsmfor import footer, limits, memfiles
 from dsmfor._native import registry
 from dsmfor._native.farewell import Descriptor, Farewell
 from dsmfor._native.interrupts import undisturbed
+from dsmfor._native.mapping import Mapping
 from dsmfor.errors import DSMError, SharedMemoryFull
 from dsmfor.footer import FOOTER
 
 __all__ = [
     "ARENA",
     "FOOTER",
+    "NAMED",
     "adopt",
     "create",
     "creator",
     "descriptor",
+    "enter",
     "fetch",
     "live",
     "nbytes_live",
@@ -69,6 +74,9 @@ T = TypeVar("T")
 ARENA = 1 << 39
 """Set in the numbers of segments that are arenas."""
 
+NAMED = 1 << 38
+"""Set in the numbers of segments whose file has, or had, a name. It cannot be sealed."""
+
 
 class _Record(weakref.ref[Root]):
     """A live segment: the weak reference to its root, whose callback frees it.
@@ -81,7 +89,7 @@ class _Record(weakref.ref[Root]):
     __slots__ = ("descriptor", "low", "mapping", "nbytes", "segment")
 
     segment: int
-    mapping: NDArray[np.uint8]
+    mapping: NDArray[Any] | Mapping
     descriptor: Descriptor
     nbytes: int
     low: int
@@ -138,12 +146,40 @@ def create(nbytes: int, *, arena: bool = False) -> Root:
 
 
 def _create(nbytes: int, arena: bool) -> Root:
-    global _made
     held = memfiles.make(nbytes, sparse=arena, live=len(_live))
+    return _map(_number(ARENA if arena else 0), held, nbytes)
+
+
+def enter(held: Descriptor, nbytes: int, kept: object = None) -> Root:
+    """Map a file that has a name, or is to get one, as a segment of this process.
+
+    Parameters
+    ----------
+    held : Descriptor
+        The file, open for reading or for both; it belongs to the segment from now on.
+    nbytes : int, bytes, >= 1
+        Size of its data. The file has them.
+    kept : object
+        Goes when the memory does.
+
+    Returns
+    -------
+    ndarray of uint8, shape (nbytes,)
+        The root, read-only if the descriptor is.
+
+    Raises
+    ------
+    SharedMemoryFull
+        There is no mapping left for it.
+    """
+    return _map(_number(NAMED), held, nbytes, kept)
+
+
+def _number(kind: int) -> int:
+    global _made
     with _lock:
         _made += 1
-        segment = _creator << 40 | (ARENA if arena else 0) | _made
-    return _map(segment, held, nbytes)
+        return _creator << 40 | kind | _made
 
 
 def relieved(take: Callable[[], T]) -> T:
@@ -186,7 +222,7 @@ def adopt(segment: int, fd: int, nbytes: int) -> Root:
         return known
     with held:
         _prepare()
-        memfiles.examine(segment, fd, nbytes)
+        memfiles.examine(segment, fd, nbytes, named=bool(segment & NAMED))
         try:
             held = memfiles.lift(held)
         except OSError as error:
@@ -310,12 +346,17 @@ def set_reclaimer(reclaimer: Callable[[], object] | None) -> None:
 # The life of a segment
 
 
-def _map(segment: int, held: Descriptor, nbytes: int) -> Root:
+def _map(segment: int, held: Descriptor, nbytes: int, kept: object = None) -> Root:
     """Map a sound descriptor and enter it as a live segment."""
-    assert _shared_array is not None
     with held:
         try:
-            mapping = _shared_array.attach(f"file:///proc/self/fd/{held.number}")
+            mapping: NDArray[Any] | Mapping
+            if segment & NAMED:
+                mode = fcntl.fcntl(held.number, fcntl.F_GETFL) & os.O_ACCMODE
+                mapping = Mapping(held.number, nbytes, mode == os.O_RDWR, kept)
+            else:
+                assert _shared_array is not None
+                mapping = _shared_array.attach(f"file:///proc/self/fd/{held.number}")
         except OSError as error:
             raise limits.refusal(error, "map", nbytes, live=len(_live)) from error
         with _lock:

@@ -154,15 +154,20 @@ def enter(team: Team | None) -> Team | None:
     return before
 
 
-def check_creation(function: str) -> None:
+def check_creation(function: str, name: str | None = None) -> None:
     """Refuse to make a shared array where every rank would make one of its own.
 
     Raises
     ------
     RegionError
-        Called by a rank of a region, outside `single`.
+        Called by a rank of a region, outside `single` or with a name to publish.
     """
     team = _here.team
+    if name is not None and not (team is None and _ranks_thread is None):
+        raise RegionError(
+            f"dsm.{function} was called inside a kernel with name={name!r}: a name belongs to the "
+            "program, and would go with the worker. Make the array before the call"
+        )
     if team is None:
         _check_thread()
     elif not team.making:

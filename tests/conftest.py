@@ -225,18 +225,18 @@ def shared_memory(pid: int) -> Iterator[tuple[int, str]]:
 def held_by_others() -> frozenset[tuple[Hashable, ...]]:
     """Names in /dev/shm that programs beside this test run are using."""
     ours = {os.getpid(), *our_processes()}
-    names: set[tuple[Hashable, ...]] = set()
+    inodes = set()  # a file that was made without a name goes by another one in /proc
     for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
         if pid in ours:
             continue
-        targets = [target for _, target, _ in descriptors(pid)]
+        inodes |= {inode for _, target, inode in descriptors(pid) if target.startswith("/dev/shm/")}
         with contextlib.suppress(OSError):
-            targets += [
-                line.split(maxsplit=5)[5]
-                for line in Path(f"/proc/{pid}/maps").read_text().splitlines()
-                if "/dev/shm/" in line
-            ]
-        for target in targets:
-            if target.startswith("/dev/shm/"):
-                names.add(("name", target.removeprefix("/dev/shm/").removesuffix(" (deleted)")))
+            for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+                if "/dev/shm/" in line:
+                    inodes.add(int(line.split(maxsplit=5)[4]))
+    names: set[tuple[Hashable, ...]] = set()
+    for name in os.listdir("/dev/shm"):
+        with contextlib.suppress(OSError):
+            if os.lstat(f"/dev/shm/{name}").st_ino in inodes:
+                names.add(("name", name))
     return frozenset(names)

@@ -291,7 +291,7 @@ def test_what_cannot_be_made_is_refused_and_nothing_is_taken(
     "name", sorted({*arrays.__all__} - {"Handle", "handle", "is_shared", "rebuild"})
 )
 def test_an_array_per_rank_is_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def check(function: str) -> None:
+    def check(function: str, name: str | None = None) -> None:
         raise RegionError(f"refused {function}")
 
     monkeypatch.setattr(team, "check_creation", check)

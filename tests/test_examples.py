@@ -9,6 +9,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,41 @@ def test_the_picture_is_left_where_it_was_asked_for(tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_a_live_run_is_watched_and_steered_by_a_program_without_dsmfor(tmp_path: Path) -> None:
+    watch = ROOT / "examples/live/watch.py"
+    assert "dsmfor" not in re.sub(r'"""[^"]*"""', "", watch.read_text())
+    name = f"heat-{os.urandom(4).hex()}"
+    live = subprocess.Popen(
+        [
+            *(sys.executable, ROOT / "examples/live/run.py", "--size", "50"),
+            *("--steps", "1_000_000_000", "--workers", "2", "--name", name),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while not Path(f"/dev/shm/{name}-panel").exists():
+            assert live.poll() is None
+            time.sleep(0.001)
+        arguments = ["--looks", "2", "--pause", "0", "--heat", "80", "--name", name]
+        lines = run(watch, *arguments, cwd=tmp_path)
+        out, err = live.communicate(timeout=60)
+    finally:
+        live.kill()
+        live.communicate()
+    assert (live.returncode, err) == (0, "")
+    assert re.fullmatch(r"run: [\d,]+ steps, .* degrees; it was told to stop\n", out)
+    heads = [line for line in lines if not line.startswith("    ")]
+    assert len(heads) == 2
+    assert len(lines) == 2 * 9
+    assert all(line.endswith("the edge at 80 degrees") for line in heads)
+    assert not Path(f"/dev/shm/{name}-plate").exists()
+
+
+@pytest.mark.parametrize(
+    "example", [*EXAMPLES, *ROOT.glob("examples/live/*.py")], ids=lambda path: path.stem
+)
 def test_an_example_is_read_in_one_go(example: Path) -> None:
     assert len(example.read_text().splitlines()) <= 60
 

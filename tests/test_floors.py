@@ -33,8 +33,12 @@ FLOORS = {
     "arenas": 1,
     "memfiles": 1,
     "segments": 1,
+    "shapes": 0,
+    "labels": 1,
+    "shmfiles": 1,
     "team": 1,
     "arrays": 2,
+    "naming": 2,
     "filemaps": 2,
     "loops": 2,
     "sync": 2,
@@ -70,6 +74,8 @@ SIDEWAYS = {
     "_native": {"_native", "errors"},
     "segments": {"memfiles"},
     "arenas": {"memfiles", "segments"},
+    "arrays": {"naming"},
+    "shmfiles": {"labels", "memfiles"},
     "team": {"schedules"},
     "snapshots": {"reachable"},
     "hints": {"outcome", "reachable"},
@@ -210,7 +216,7 @@ PARAMETERS = re.compile(
 )
 
 
-HANDED_OUT = {"Parallel", "Report"}
+HANDED_OUT = {"NamedArray", "Parallel", "Report"}
 """Classes that users are given and never call."""
 
 

@@ -703,45 +703,50 @@ def test_a_limit_of_the_process_is_told_by_its_name(limit: str, remedy: str) -> 
 # -- SharedArray --------------------------------------------------------------------------------
 
 
-def test_sharedarray_is_imported_with_the_first_segment_and_its_probe_leaves_no_name() -> None:
+def test_sharedarray_is_imported_with_the_first_segment_and_asked_without_making_a_name() -> None:
     told = run(
         """
-        import os, sys
-        from dsmfor import footer, memfiles, segments
-        before = [set(os.listdir(each)) for each in footer._PUBLIC]
+        import sys
+        from dsmfor import segments
+        made = []
+        sys.addaudithook(lambda event, arguments: event in ("os.mkdir", "os.link", "open") and
+                         made.append(str(arguments[0])))
         assert "SharedArray" not in sys.modules
         kept = segments.create(1)
         assert "SharedArray" in sys.modules
-        left = [set(os.listdir(each)) - was for each, was in zip(footer._PUBLIC, before)]
-        print([name for names in left for name in names if name.startswith("dsmfor-probe")])
+        print([name for name in made if name.startswith(("/dev/shm", "/tmp", "/var/tmp"))])
         """
     )
     assert told == "[]"
 
 
-def test_another_layout_of_sharedarray_is_refused(tmp_path: Path) -> None:
-    def create(name: str, shape: tuple[int, ...], dtype: type) -> None:
-        Path(name.removeprefix("file://")).write_bytes(bytes(3) + ending(3)[:292])
+def reader(found: np.ndarray | Exception) -> SimpleNamespace:
+    """A SharedArray that finds that, whatever is written."""
 
-    with pytest.raises(DSMError, match=r"292 bytes.*install SharedArray"):
-        footer._verify(SimpleNamespace(create=create))
+    def attach(name: str) -> np.ndarray:
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return SimpleNamespace(attach=attach)
 
 
-@pytest.mark.parametrize("why", ["no such directory", "create fails", "no room"])
-def test_without_a_place_for_the_probe_segments_work_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
-) -> None:
-    def create(name: str, shape: tuple[int, ...], dtype: type) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (OSError("No SharedArray at this address"), "does not find"),
+        (np.array([[1, -2, 3], [4, 5, -6]]), "dtype int64"),
+        (np.array([[1, -2], [3, 4], [5, -6]], np.int16), r"shape \(3, 2\)"),
+        (np.zeros((2, 3), np.int16), "takes for"),
+    ],
+)
+def test_another_layout_of_sharedarray_is_refused(found: np.ndarray | Exception, told: str) -> None:
+    with pytest.raises(DSMError, match=rf"548 bytes .*{told}.*install SharedArray"):
+        footer._verify(reader(found))
 
-    public = tmp_path / "absent" if why == "no such directory" else tmp_path
-    monkeypatch.setattr(footer, "_PUBLIC", (str(public),))
-    if why == "no room":  # where SharedArray's own create would die of SIGBUS
-        full = SimpleNamespace(f_bavail=0, f_frsize=4096)
-        monkeypatch.setattr(os, "statvfs", lambda path: full)
-        monkeypatch.setattr(os, "mkdir", None)  # no call of it may happen any more
-    footer._verify(SimpleNamespace(create=create))
-    assert list(tmp_path.iterdir()) == []
+
+def test_without_proc_the_first_segment_tells_and_not_the_probe() -> None:
+    footer._verify(reader(FileNotFoundError(errno.ENOENT, "No such file or directory")))
 
 
 def test_a_root_can_be_watched_by_others_too() -> None:

@@ -77,6 +77,7 @@ def memfd(str name, Py_ssize_t nbytes):
     except OSError:
         fd = os.memfd_create(name, flags)
     try:
+        os.fchmod(fd, 0o600)
         for at in range(0, nbytes, (64 << 20)):
             with Unsignalled():
                 os.posix_fallocate(fd, at, min((64 << 20), nbytes - at))

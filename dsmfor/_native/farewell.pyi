@@ -38,7 +38,7 @@ class Farewell:
         kind: type[ref[Any]],
         root: NDArray[Any],
         segment: int,
-        mapping: NDArray[Any],
+        mapping: object,
         held: Descriptor,
         nbytes: int,
     ) -> None: ...

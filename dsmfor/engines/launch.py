@@ -335,11 +335,13 @@ class WardenLine:
         if getattr(self, "pidfd", -1) >= 0:
             self.close()
 
-    def stop(self, *, patience: float = _STOP) -> int:
+    def stop(self, *, names: bool = False, patience: float = _STOP) -> int:
         """End the warden, and by that its workers, and wait until they are gone.
 
         Parameters
         ----------
+        names : bool
+            This process has names, which it keeps: they are no business of the warden's any more.
         patience : float, seconds
             Until it is killed; a Ctrl-C ends it.
 
@@ -348,6 +350,9 @@ class WardenLine:
         int
             The signal that somebody else has killed it by, or 0.
         """
+        if names:
+            with contextlib.suppress(WardenGone):
+                self.tell("names", [])
         self.end.close()
         if self.pidfd < 0:
             return 0
@@ -391,10 +396,10 @@ def _exec_warden(end: socket.socket) -> int:
             path.append(packages)
         source = _SOURCE.format(path=path, fd=theirs, pidfd=pidfd)
         environ = dict(os.environ) | dict.fromkeys(BLAS_VARIABLES, "1")
-        os.set_inheritable(theirs, True)
-        os.set_inheritable(pidfd, True)
-        null: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
-        null += [
+        actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
+        # Copied onto themselves they survive the exec; here they never do, whoever else execs.
+        actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (theirs, pidfd)]
+        actions += [
             (os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0)
             for stream in (1, 2)
             if _closed(stream)
@@ -403,7 +408,7 @@ def _exec_warden(end: socket.socket) -> int:
             sys.executable,
             [sys.executable, *_interpreter_flags(), "-P", "-c", source],
             environ,
-            file_actions=null,
+            file_actions=actions,
             setsid=True,
             setsigmask=[],
             # what the caller ignores would stay ignored: its SIGCHLD, our reaping

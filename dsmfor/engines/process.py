@@ -19,7 +19,7 @@ import contextlib
 import os
 import threading
 
-from dsmfor import arenas, segments, staging
+from dsmfor import arenas, naming, segments, staging
 from dsmfor._native.block import DONE
 from dsmfor._native.farewell import Doorbell
 from dsmfor._native.interrupts import hear, undisturbed
@@ -211,6 +211,20 @@ def _start() -> None:
         _keeper = Housekeeper(_bell, _keep)
         segments.on_free(_bell.note)
         arenas.listen(_bell.hear)
+    if names := naming.published():
+        _line.tell("names", names)
+
+
+def _guard_names() -> None:
+    """This process has got a name: a warden, started if need be, takes it away should we die."""
+    with _guard:
+        if _line is not None and _line.gone():
+            _forget()
+        with contextlib.suppress(WardenGone, DSMError):  # whoever comes next takes names away, too
+            if _line is None:
+                _start()
+            else:
+                _line.tell("names", naming.published())
 
 
 def _reclaim() -> None:
@@ -355,7 +369,7 @@ def shutdown() -> None:
             line, _line = _line, None
         try:
             if line is not None:
-                line.stop()
+                line.stop(names=bool(naming.published()))
         finally:
             if keeper is not None:  # without the guard, for which its thread may be waiting
                 keeper.stop()
@@ -370,7 +384,7 @@ def _at_exit() -> None:
     keeper, _keeper = _keeper, None
     with contextlib.suppress(KeyboardInterrupt), undisturbed:  # the program ends as it is
         if _line is not None:
-            _line.stop()
+            _line.stop(names=bool(naming.published()))
         for crew in _idle:
             crew.close()
         if keeper is not None:
@@ -402,5 +416,6 @@ def _after_fork() -> None:
     _line = None
 
 
+naming.set_guardian(_guard_names)
 atexit.register(_at_exit)
 os.register_at_fork(after_in_child=_after_fork)

@@ -11,6 +11,8 @@ Guarantees
   that the warden kills is the worker's.
 - When the caller dies, however, every worker and the warden are gone: pidfd or end of file.
 - Workers that run a region stop and go on with the caller (halting.py).
+- The names of the caller's arrays go with it (`dsmfor.shmfiles`), and with the start of a warden
+  those of any dead program.
 - A descriptor that was put here is had by whoever asks for it, until its owner drops it or dies.
 """
 
@@ -24,11 +26,12 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from dsmfor import segments
+from dsmfor import segments, shmfiles
 from dsmfor._native.block import LAYOUT, Block
 from dsmfor._native.kinship import adopt_orphans
 from dsmfor.engines import worker
@@ -39,6 +42,8 @@ from dsmfor.engines.surroundings import redirect
 from dsmfor.errors import SharedMemoryFull
 
 __all__ = ["main"]
+
+_EXEC = 0.3  # seconds between the end of the line and that of the caller's locks, when it execs
 
 
 @dataclass(slots=True)
@@ -77,6 +82,7 @@ class Warden:
         self.crews: dict[int, _Crew] = {}
         self.wards: dict[int, _Ward] = {}  # by pid
         self.settings: dict[str, Any] = {}
+        self.names: list[tuple[str, shmfiles.Identity]] = []  # the caller's
         self.turns_fd = turnstile()
         self.halting = Halting(os.getppid())
         self.poll = select.poll()
@@ -107,6 +113,7 @@ class Warden:
         for ward in self.wards.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(ward.pid, signal.SIGKILL)
+        self.take_names_away()
         for ward in self.wards.values():
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(ward.pid, 0)
@@ -114,6 +121,15 @@ class Warden:
         while self.reap_orphans():  # one that ends hands its own children over
             pass
         os._exit(0)
+
+    def take_names_away(self) -> None:
+        """Unless the caller has only closed its end of the line: then it lives, and keeps them."""
+        until = time.monotonic() + _EXEC
+        for name, file in self.names:
+            while not shmfiles.remove(name, file, dead=True):
+                if not shmfiles.is_there(name, file) or time.monotonic() > until:
+                    break
+                time.sleep(0.005)
 
     # -- the caller ----------------------------------------------------------------------------
 
@@ -141,6 +157,8 @@ class Warden:
             self.settings |= rest[0]
             if "streams" in rest[0]:
                 redirect(rest[0]["streams"][2], descriptors)
+        elif verb == "names":
+            (self.names,) = rest
         elif verb == "get":
             self.tell("got", rest[0], fd=self.find(rest[0]))
 
@@ -337,6 +355,7 @@ def main(caller_fd: int, caller_pidfd: int, path: list[str]) -> None:
         send(caller, ("ready", LAYOUT))
     except ConnectionError:
         return  # the caller has gone meanwhile
+    shmfiles.sweep()
     Warden(caller, caller_pidfd).serve()
 
 
