@@ -44,8 +44,7 @@ cdef class Lock:
 
     def acquire(self, bint block=True, double timeout=0.0):
         """Take the lock without a ``with``, if it is free or becomes so in time; whether."""
-        cdef double now = dsm_clock(self.member.block.b)
-        return self.take(block, now + timeout if timeout > 0 else 0.0) == 1
+        return self.take(block, timeout > 0 and dsm_clock(self.member.block.b) + timeout) == 1
 
     def release(self):
         """Give the lock back outside a ``with`` block."""
