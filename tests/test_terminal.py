@@ -239,9 +239,9 @@ def test_ctrl_c_while_the_team_is_shut_down_at_exit_says_nothing():
     roll_call()
     tell(pids=sorted(process.team_pids()))
     stop = process._line.stop
-    def struck():
+    def struck(**options):
         signal.raise_signal(signal.SIGINT)
-        stop()
+        stop(**options)
     process._line.stop = struck
     """
     with Program(body) as program:

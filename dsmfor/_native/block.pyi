@@ -9,9 +9,6 @@ LATE: Final[int]
 DEAD: Final[int]
 SPOKEN: Final[int]
 
-def memfd(name: str, nbytes: int) -> int: ...
-def seal(fd: int, now: bool = False) -> None: ...
-
 class Page:
     nbytes: int
     fd: int

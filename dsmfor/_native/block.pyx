@@ -34,16 +34,8 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long n, int timeout)
     short POLLIN
 
-cdef extern from "<fcntl.h>" nogil:
-    int F_ADD_SEALS
-
-import fcntl
-
 from dsmfor._native.interrupts cimport hear
-from dsmfor._native.interrupts import Unsignalled
-
-# Python's fcntl does not have all of these; the kernel's numbers are for ever.
-cdef int SEAL_SEAL = 1, SEAL_SHRINK = 2, SEAL_GROW = 4, SEAL_WRITE = 8, SEAL_FUTURE_WRITE = 16
+from dsmfor._native.sealed import memfd, seal
 
 REASONS = ("none", "raised", "diverged", "left", "died", "interrupted", "timeout")
 PHASES = ("starting up", "idle", "unpickling its arguments", "computing", "in a loop",
@@ -67,31 +59,6 @@ cdef void *_map(int fd, size_t n, bint writable) except NULL:
     if p == MAP_FAILED:
         raise OSError(f"cannot map {n} bytes of descriptor {fd} for a team's control memory")
     return p
-
-
-def memfd(str name, Py_ssize_t nbytes):
-    """A descriptor of `nbytes` reserved, sealable, unnamed bytes, closed on exec."""
-    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-    try:
-        fd = os.memfd_create(name, flags | 8)  # MFD_NOEXEC_SEAL, Linux 6.3
-    except OSError:
-        fd = os.memfd_create(name, flags)
-    try:
-        os.fchmod(fd, 0o600)
-        for at in range(0, nbytes, (64 << 20)):
-            with Unsignalled():
-                os.posix_fallocate(fd, at, min((64 << 20), nbytes - at))
-            hear()
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
-
-
-def seal(int fd, bint now=False):
-    """Nobody may resize `fd` any more, nor map it for writing; with `now`, nobody may write it."""
-    fcntl.fcntl(fd, F_ADD_SEALS,
-                SEAL_SHRINK | SEAL_GROW | SEAL_SEAL | (SEAL_WRITE if now else SEAL_FUTURE_WRITE))
 
 
 cdef class Page:
@@ -180,7 +147,7 @@ cdef class Block:
     def descriptor():
         """Memory for a new block, to be mapped by every process of a crew."""
         fd = memfd("dsmfor control", sizeof(dsm_control))
-        fcntl.fcntl(fd, F_ADD_SEALS, SEAL_SHRINK | SEAL_GROW | SEAL_SEAL)
+        seal(fd, shared=True)
         return fd
 
     # -- the caller's side ---------------------------------------------------------------------

@@ -15,8 +15,8 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from dsmfor._native.block import memfd, seal
 from dsmfor._native.interrupts import hear
+from dsmfor._native.sealed import memfd, seal
 from dsmfor.errors import DSMError, SharedMemoryFull
 
 __all__ = ["MOST_DESCRIPTORS", "Lost", "contents", "envelope", "lift", "pair", "receive", "send"]

@@ -22,14 +22,15 @@ import numpy as np
 
 from dsmfor._native.block import LAYOUT
 from dsmfor._native.interrupts import Undisturbed, ready, undisturbed
-from dsmfor.engines.channel import contents, lift, pair, receive, send
+from dsmfor.engines.channel import lift, pair, receive, send
 from dsmfor.engines.obituaries import signal_name
+from dsmfor.engines.recruits import STUCK, Recruit
 from dsmfor.engines.surroundings import Lookout
 from dsmfor.engines.worker import BLAS_VARIABLES
 from dsmfor.errors import DSMError, WorkerDied
 from dsmfor.outcome import Bereft
 
-__all__ = ["SPAWNS", "Recruit", "WardenGone", "WardenLine"]
+__all__ = ["SPAWNS", "WardenGone", "WardenLine"]
 
 _STOP = 5.0  # seconds that a warden may take to end by itself
 _START = 60.0  # seconds that a warden or worker may take to come up on a loaded machine
@@ -37,7 +38,6 @@ _NEWS = 20.0  # seconds that a warden may take to tell of a death; one that take
 _SLICE = 0.1  # seconds after which a warden that does not answer is told to go on
 SPAWNS = 64  # at a time: neither side's socket is full while the other one sends
 _ATTEMPTS = 3  # to start a warden that something kills
-_STUCK = 10.0  # seconds that a letter may wait for room on a worker's socket
 _SOURCE = """\
 import sys
 for place in {path!r}:
@@ -55,58 +55,6 @@ class _Killed(WorkerDied):
     """The warden was killed before it could serve."""
 
 
-class Recruit:
-    """What the caller holds of a worker process: its pid, pidfd and socket."""
-
-    def __init__(self, pid: int, incarnation: int, pidfd: int, end: int) -> None:
-        self.pid = pid
-        self.incarnation = incarnation  # its number in the ids of the segments that it makes
-        self.pidfd = lift(pidfd)
-        self.end = socket.socket(fileno=lift(end))
-        self.end.settimeout(_STUCK)
-
-    def close(self) -> None:
-        """Let go of the descriptors."""
-        self.end.close()
-        fd, self.pidfd = self.pidfd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def part(self) -> int:
-        """Give the pidfd away, to somebody who waits for the end."""
-        fd, self.pidfd = self.pidfd, -1
-        return fd
-
-    def ended(self, seconds: float = 0.0) -> bool:
-        """Whether the process has ended, or does within `seconds`."""
-        return bool(ready([self.pidfd], seconds))
-
-    def kill(self) -> None:
-        """End the process, whoever still watches over it."""
-        with contextlib.suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-
-    def receive_outcome(self, epoch: int) -> bytes:
-        """The outcome of region `epoch` that did not fit the page."""
-        with undisturbed:
-            fd, length = self._receive_outcome(epoch)
-            try:
-                return contents(fd, length)
-            finally:
-                os.close(fd)
-
-    def _receive_outcome(self, epoch: int) -> tuple[int, int]:
-        while True:
-            letter = receive(self.end)
-            if letter is None:
-                raise DSMError(f"worker process {self.pid} announced a large result and has gone")
-            (_, found, length), descriptors = letter
-            if found == epoch:
-                return descriptors[0], length
-            for fd in descriptors:  # of a region that was interrupted before anybody asked
-                os.close(fd)
-
-
 class WardenLine:
     """A warden, and the messages to and from it. Not thread-safe; process.py guards it."""
 
@@ -118,7 +66,7 @@ class WardenLine:
         self.version = 0  # of the surroundings that the warden, and so a new worker, follows
         ours, theirs = pair()
         self.end = socket.socket(fileno=lift(ours.detach()))
-        self.end.settimeout(_STUCK)
+        self.end.settimeout(STUCK)
         try:
             self.pid = _exec_warden(theirs)
         except BaseException:

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from dsmfor import segments
 from dsmfor._native.block import LATE, Block, Page
 from dsmfor.engines.channel import MOST_DESCRIPTORS, send
-from dsmfor.engines.launch import Recruit, WardenLine
+from dsmfor.engines.launch import WardenLine
 from dsmfor.engines.pages import read_lacks
+from dsmfor.engines.recruits import Recruit
 from dsmfor.modules import specs
 from dsmfor.payload import Message
 from dsmfor.skeleton import Skeleton

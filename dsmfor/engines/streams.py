@@ -26,8 +26,9 @@ import threading
 from fcntl import LOCK_EX, LOCK_UN, lockf
 from typing import Any, NoReturn
 
-from dsmfor._native.block import Block, memfd
+from dsmfor._native.block import Block
 from dsmfor._native.relay import MORE, PIECE, SHOW, line_buffered, show_unfinished
+from dsmfor._native.sealed import memfd
 from dsmfor.engines.pages import Broker
 from dsmfor.engines.surroundings import Stream
 from dsmfor.outcome import Stop
