@@ -30,7 +30,7 @@ from dsmfor._native import arena as native
 from dsmfor._native import registry
 from dsmfor._native.arena import Arena
 from dsmfor.engines import process, quarantine
-from dsmfor.engines.crew import leaving
+from dsmfor.engines.recruits import leaving
 from dsmfor.errors import DSMError, SharedMemoryFull
 
 MiB = 1 << 20

@@ -18,7 +18,6 @@ import contextlib
 import os
 import signal
 import threading
-from collections import deque
 from typing import NamedTuple
 
 from dsmfor._native.block import BROKEN, DEAD, DONE, LATE, REASONS, SPOKEN, Block, Page
@@ -29,14 +28,13 @@ from dsmfor.engines.launch import SPAWNS, WardenGone, WardenLine
 from dsmfor.engines.letters import Letters, Worker
 from dsmfor.engines.obituaries import obituary, whereabouts
 from dsmfor.engines.pages import PAGE, Mailbox
+from dsmfor.engines.recruits import leaving
 from dsmfor.engines.worker import ELSEWHERE, STOP_SIGNAL
 from dsmfor.errors import WorkerDied
 from dsmfor.outcome import Bereft, Outcome, open_outcome, unopened
 from dsmfor.payload import Message
 
-__all__ = ["Crew", "Ended", "leaving"]
-
-leaving: deque[int] = deque()  # pidfds of workers that end and may not have ended
+__all__ = ["Crew", "Ended"]
 
 _GRACE = 0.8  # seconds that a stopped rank has to acknowledge before it is killed
 _PARTING = 5.0  # seconds that a worker may take to end when it is killed
@@ -48,9 +46,7 @@ _DIED, _INTERRUPTED, _TIMEOUT = map(REASONS.index, ("died", "interrupted", "time
 class Ended(NamedTuple):
     """How a region ended, before anybody is told."""
 
-    outcomes: list[
-        Outcome | None
-    ]  # by rank, None for one that returned None or died; [] if all did
+    outcomes: list[Outcome | None]  # by rank, None for one that returned it or died; [] if all did
     reason: str  # "none", or why the region failed: one of `REASONS`
     died: list[WorkerDied]
     slow: list[str]  # the ranks that ran when the time was over, in words
@@ -233,12 +229,17 @@ class Crew:
             status = self.block.wait(size, self.epoch, until)
             if status != DONE:
                 status = self.attend(status, size, until)
-        except BaseException:
-            if self.epoch == before or not self.block.launched(self.epoch):
-                raise  # nobody has begun; what was sent half spoils the crew
+        except BaseException as error:
+            begun = self.epoch != before and self.block.launched(self.epoch)
+            if isinstance(error, WardenGone) or not begun:
+                raise  # what was sent half spoils the crew
             with undisturbed:
                 self.block.poison(_INTERRUPTED, -1)
-            self.wind_up(size, at_once=True)
+            try:
+                self.wind_up(size, at_once=True)
+            except WardenGone as gone:
+                gone.instead_of = error
+                raise
             raise
         if status == DONE:
             self.at_rest = True
@@ -365,6 +366,9 @@ class Crew:
             except KeyboardInterrupt as error:
                 interrupt = error
                 at_once = True
+            except WardenGone as gone:
+                gone.instead_of = interrupt
+                raise
         self.relay.deliver(True)
         if interrupt is not None:
             raise interrupt

@@ -50,6 +50,8 @@ main({fd}, {pidfd}, {path!r})
 class WardenGone(Exception):
     """The warden process has ended; its workers end with it."""
 
+    instead_of: BaseException | None = None  # Ctrl-C, say, which the caller is to have all the same
+
 
 class _Killed(WorkerDied):
     """The warden was killed before it could serve."""

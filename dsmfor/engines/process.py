@@ -23,10 +23,11 @@ from dsmfor import arenas, naming, segments, staging
 from dsmfor._native.block import DONE
 from dsmfor._native.farewell import Doorbell
 from dsmfor._native.interrupts import hear, undisturbed
-from dsmfor.engines.crew import Crew, Ended, leaving
+from dsmfor.engines.crew import Crew, Ended
 from dsmfor.engines.housekeeping import Housekeeper
 from dsmfor.engines.launch import WardenGone, WardenLine
 from dsmfor.engines.quarantine import Quarantine, see_off
+from dsmfor.engines.recruits import leaving
 from dsmfor.errors import DSMError, WorkerDied
 from dsmfor.payload import Message
 from dsmfor.skeleton import Skeleton, retired
@@ -80,9 +81,11 @@ def run(size: int, message: Message, seed: int = 0, timeout: float | None = None
         ended = crew.region(size, message, seed, timeout)
         _give_back(crew)
         return ended
-    except WardenGone:
+    except WardenGone as gone:
         with undisturbed:
             _recover(call, warden_gone=True)
+        if gone.instead_of is not None:
+            raise gone.instead_of from None
         raise WorkerDied(
             "the warden process of the workers was killed, and the workers with it; plain arrays "
             "of this call are as they were before it. The next call starts a new team"

@@ -28,9 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsmfor import arenas
-from dsmfor.engines.crew import Crew, leaving
+from dsmfor.engines.crew import Crew
 from dsmfor.engines.letters import Worker
 from dsmfor.engines.pages import MOST_BLOCKS, read_held
+from dsmfor.engines.recruits import leaving
 
 __all__ = ["Quarantine", "see_off"]
 

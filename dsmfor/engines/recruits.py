@@ -14,7 +14,9 @@ from dsmfor._native.interrupts import ready, undisturbed
 from dsmfor.engines.channel import contents, lift, receive
 from dsmfor.errors import DSMError
 
-__all__ = ["STUCK", "Recruit"]
+__all__ = ["STUCK", "Recruit", "leaving"]
+
+leaving: deque[int] = deque()  # pidfds of workers that end and may not have ended
 
 STUCK = 10.0  # seconds that a message may wait for room on a socket of the team
 
