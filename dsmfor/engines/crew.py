@@ -27,11 +27,12 @@ from dsmfor.engines.channel import envelope, lift, pair
 from dsmfor.engines.launch import SPAWNS, WardenGone, WardenLine
 from dsmfor.engines.letters import Letters, Worker
 from dsmfor.engines.obituaries import obituary, whereabouts
+from dsmfor.engines.outcomes import collect
 from dsmfor.engines.pages import PAGE, Mailbox
 from dsmfor.engines.recruits import leaving
-from dsmfor.engines.worker import ELSEWHERE, STOP_SIGNAL
+from dsmfor.engines.worker import STOP_SIGNAL
 from dsmfor.errors import WorkerDied
-from dsmfor.outcome import Bereft, Outcome, open_outcome, unopened
+from dsmfor.outcome import Bereft, Outcome
 from dsmfor.payload import Message
 
 __all__ = ["Crew", "Ended"]
@@ -257,14 +258,14 @@ class Crew:
             if self.block.all_quiet(size):
                 return _NOTHING
             died: list[WorkerDied] = []
-            return Ended(self.collect(size, died), "died" if died else "none", died, [])
+            return Ended(self.told(size, died), "died" if died else "none", died, [])
         slow = []
         if status == LATE:
             slow = [whereabouts(rank, self.block.place(rank)) for rank in self.running(size)]
             self.block.poison(_TIMEOUT, -1)
         died = self.wind_up(size, at_once=status != BROKEN, until=until)
         reason = REASONS[self.block.reason()[0]]
-        outcomes = self.collect(size, died)
+        outcomes = self.told(size, died)
         failures = [o.failure for o in outcomes if o is not None and o.failure is not None]
         if failures:
             self.letters.review()
@@ -437,27 +438,9 @@ class Crew:
             self.line.read_obituaries(worker.recruit.incarnation for _, worker in victims)
             self.bury(victims)
 
-    def collect(self, size: int, died: list[WorkerDied]) -> list[Outcome | None]:
-        """The outcomes of the ranks that told theirs, also of those that have ended since.
-
-        One that cannot be opened because an array in it has gone with its worker is `died`.
-        """
-        outcomes: list[Outcome | None] = []
-        for rank in range(size):
-            worker = self.workers[rank]
-            code, length = self.block.outcome(rank)
-            if worker is None or code == 0:
-                outcomes.append(None)
-                continue
-            if code & ELSEWHERE:
-                data = worker.recruit.receive_outcome(self.epoch)
-            else:
-                data = worker.page.read(0, length)
-            try:
-                outcomes.append(open_outcome(data))
-            except Bereft:
-                died += self.departed(size)
-                outcomes.append(None)
-            except Exception as error:  # whatever the user's unpickling raises
-                outcomes.append(Outcome(failure=unopened(error, rank, size)))
+    def told(self, size: int, died: list[WorkerDied]) -> list[Outcome | None]:
+        """The outcomes; an array in one that has gone with its worker makes that one `died`."""
+        outcomes, bereft = collect(self.block, self.workers[:size], self.epoch)
+        if bereft:
+            died += self.departed(size)
         return outcomes

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import socket
+from collections import deque
 
 from dsmfor._native.interrupts import ready, undisturbed
 from dsmfor.engines.channel import contents, lift, receive
