@@ -233,7 +233,7 @@ class Sharing:
         What would arrive read-only does, as a view; what starts as zeros does; what is private is
         a copy. Captured variables and attributes are those of the caller.
         """
-        if self._silent or not self.parameters:
+        if not self.parameters or (self._silent and not self.everything_private):
             return args, kwargs
         arguments = self.bind(args, kwargs)
         intents: dict[int, str] = {}
@@ -272,6 +272,9 @@ class Sharing:
         if named == "private" or (self.everything_private and named is None):
             live = isinstance(value, np.ndarray) and is_live(value)
             memo = {} if named == "private" and isinstance(value, np.ndarray) else dict(kept)
+            if named is None:
+                inside = (item for _, item in reachable(name, value))
+                memo |= {id(a): a for a in inside if isinstance(a, np.ndarray) and is_live(a)}
             return value if named is None and live else copy.deepcopy(value, memo)
         if type(value) is not np.ndarray:
             return value

@@ -220,7 +220,7 @@ class Cluster:
         size = self.numThread
         blas = max(1, (os.cpu_count() or 1) // size)
         call = last[1].using(workers=size, blas_threads=blas, seed=seed())
-        call(os.getpid(), resources, tuple(paras))
+        call(resources, tuple(paras))
 
     @_OnBoth
     def getShared(self: Cluster | None, name: str) -> Array:
@@ -371,7 +371,7 @@ class Cluster:
 
 def _spaces() -> list[dict[str, Any]]:
     """Where the class looks for a name, in this order."""
-    run = here.run or (runs[-1] if runs else None)
+    run = here.run or next(reversed(runs()), None)
     if run is not None:
         return [run.resources]
     found = [cluster for each in reversed(_clusters) if (cluster := each()) is not None]

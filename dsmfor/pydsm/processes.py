@@ -2,30 +2,23 @@
 
 Guarantees
 ----------
-`here.run` is set while a process runs its function, in the thread that does; `runs` has the same
+`here.run` is set while a process runs its function, in the thread that does; `runs()` has the same
 for other threads of that process. Nothing of a run outlasts it.
 """
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
-from dsmfor.arrays import is_shared
 from dsmfor.parallel import Parallel, parallel
-from dsmfor.reachable import reachable
 from dsmfor.team import Team, current
 
 __all__ = ["Run", "here", "kernel", "meet", "runs", "seed"]
-
-
-class Here(threading.local):
-    run: Run | None = None
 
 
 class Run:
@@ -36,20 +29,33 @@ class Run:
         self.splits = 0  # random ones so far, the same number in every process
 
 
+class Here(threading.local):
+    """What this thread of a process runs."""
+
+    held: weakref.ref[Run] | None = None
+
+    @property
+    def run(self) -> Run | None:
+        return None if self.held is None else self.held()
+
+
+# A stop signal may end a run anywhere: what holds it is the frame of its function alone.
 here = Here()
-runs: list[Run] = []  # of all threads of this process
+_runs: list[weakref.ref[Run]] = []  # of all threads of this process
+
+
+def runs() -> list[Run]:
+    """What the threads of this process run, the latest last."""
+    return [run for held in _runs if (run := held()) is not None]
 
 
 def kernel(func: Callable[..., object]) -> Parallel[...]:
     """What runs in the processes to call a function."""
 
-    def process(caller: int, resources: dict[str, Any], paras: tuple[Any, ...]) -> None:
-        if os.getpid() == caller:  # the serial engine
-            live = [item for _, item in reachable("paras", paras) if is_shared(item)]
-            paras = copy.deepcopy(paras, {id(item): item for item in live})
-        before, run = here.run, Run(resources)
-        here.run = run
-        runs.append(run)
+    def process(resources: dict[str, Any], paras: tuple[Any, ...]) -> None:
+        run = Run(resources)
+        before, here.held = here.held, weakref.ref(run)
+        _runs[:] = [*filter(weakref.ref.__call__, _runs), here.held]
         try:
             func({"id": current().rank, **resources}, *paras)
         except SystemExit as end:  # a process ends, not the program
@@ -59,8 +65,8 @@ def kernel(func: Callable[..., object]) -> Parallel[...]:
                     "says what is wrong, or return"
                 ) from end
         finally:
-            runs.remove(run)
-            here.run = before
+            del run  # a traceback may keep this frame
+            here.held = before
 
     process.__qualname__ = getattr(func, "__qualname__", type(func).__qualname__)  # for messages
     return parallel(private="*")(process)

@@ -51,6 +51,7 @@ def main() -> None:
     for setting in options.setting:
         SETTINGS[setting]()
     signal.signal(signal.SIGINT, acts.interrupts.handle)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever nohup has said
     record = Record()
     acts.whole(random.Random(0))
     before = holdings()
