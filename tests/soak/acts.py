@@ -342,7 +342,7 @@ def no_room(rng: random.Random) -> None:
 
 def fork(rng: random.Random) -> None:
     """A child of the caller reads what it inherited, has a team of its own, and goes."""
-    data = dsm.arange(1000)
+    data = dsm.array(np.arange(1000))
     again: BaseException | None = None
     reading, writing = os.pipe()
     pid = os.fork()
