@@ -81,6 +81,7 @@ class Crew:
         self.holder: object | None = None  # the call that has taken it
         self.expected = False  # in quarantine.py, when it is idle
         self.workers: list[Worker | None] = []
+        self.past: list[Worker] = []  # seen to have ended at rest: the next call replaces them
         fd = Block.descriptor()
         ours, theirs = pair()
         try:
@@ -151,11 +152,19 @@ class Crew:
 
     def ready(self) -> bool:
         """Whether nobody of the crew is known to have failed."""
-        return self.block.sound() and None not in self.workers and not self.letters.spoilt
+        return (
+            self.block.sound()
+            and None not in self.workers
+            and not self.past
+            and not self.letters.spoilt
+        )
 
     def watch(self) -> None:
-        """Have waits of the caller look at the warden and every worker that lives."""
-        living = [w.recruit for w in self.workers if w is not None and not w.recruit.ended()]
+        """Have waits of the caller look at the warden and every worker not known to be past.
+
+        Also at one that has ended since the caller looked: it may have a part in the region.
+        """
+        living = [w.recruit for w in self.workers if w is not None and w not in self.past]
         self.block.watch([self.line.pidfd, *(recruit.pidfd for recruit in living)])
 
     def bury(self, gone: list[tuple[int, Worker]]) -> list[WorkerDied]:
@@ -164,6 +173,7 @@ class Crew:
         for rank, _ in gone:
             self.workers[rank] = None
             self.block.enlist(rank, self.epoch)
+        self.past = [worker for worker in self.past if worker in self.workers]
         if gone:
             self.watch()
         for _, worker in gone:
@@ -382,11 +392,14 @@ class Crew:
 
     def fallen(self, size: int) -> list[tuple[int, Worker]]:
         """Of those that have ended, the ranks that had not acknowledged the region."""
-        return [
+        gone = self.ended()
+        fallen = [
             (rank, worker)
-            for rank, worker in self.ended()
+            for rank, worker in gone
             if rank < size and self.block.done(rank) != self.epoch
         ]
+        self.past = [worker for rank, worker in gone if (rank, worker) not in fallen]
+        return fallen
 
     def departed(self, size: int) -> list[WorkerDied]:
         """Errors for those that have ended after they had acknowledged."""

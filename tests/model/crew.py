@@ -50,7 +50,9 @@ class Crew(Ranks):
         self.regions: tuple[Region, ...] = ()
 
     def words(self) -> dict[str, Value]:
-        return super().words() | {"post": (), "warden": 1}
+        words = {"post": (), "warden": 1, "mourned": 0, "past": ()}
+        words["watched"] = (True,) * self.ranks
+        return super().words() | words
 
     # -- warden.py -----------------------------------------------------------------------------
 
@@ -71,7 +73,7 @@ class Crew(Ranks):
                 yield from self.bury_ward(rank)
 
     def bury_ward(self, rank: int) -> Steps:
-        yield from self.poison(DIED, rank)
+        yield from self.mourn(rank)
         yield See(self.reap, rank)
 
     def reap(self, m: View, rank: int) -> bool:
@@ -81,15 +83,13 @@ class Crew(Ranks):
         return True
 
     def obey(self, m: View) -> bool:
-        (verb, rank, number), *rest = m["post"]
+        """Fork a worker."""
+        (rank, epoch), *rest = m["post"]
         m["post"] = tuple(rest)
-        if verb == "spawn":
-            m[f"fate{rank}"] = m[f"ward{rank}"] = 1
-            m[f"birth{rank}"] = number
-            m[f"hello{rank}"] = m[f"stop{rank}"] = 0
-            m[f"born{rank}"] += 1
-        elif m[f"ward{rank}"] and m[f"born{rank}"] == number and m[f"fate{rank}"] == ALIVE:
-            kill(m, rank)
+        m[f"fate{rank}"] = m[f"ward{rank}"] = 1
+        m[f"birth{rank}"] = epoch
+        m[f"hello{rank}"] = m[f"stop{rank}"] = 0
+        m[f"born{rank}"] += 1
         return True
 
     # -- block.pyx -----------------------------------------------------------------------------
@@ -101,13 +101,17 @@ class Crew(Ranks):
                 return False
         return True
 
-    def someone_dead(self, m: View, workers: tuple[bool, ...]) -> bool:
-        """`look`: the pidfds of the warden and of the workers that the caller knows."""
+    def someone_dead(self, m: View) -> bool:
+        """`look`: the pidfds of the warden and of the workers that are watched."""
         return not m["warden"] or any(
-            known and m[f"fate{r}"] == DEAD for r, known in enumerate(workers)
+            seen and m[f"fate{r}"] == DEAD for r, seen in enumerate(m["watched"])
         )
 
-    def wait(self, size: int, epoch: int, workers: tuple[bool, ...], late: bool) -> Steps:
+    def note_deaths(self, m: View, deaths: int) -> None:
+        m["mourned"] = deaths
+        self.laws.mended(m)
+
+    def wait(self, size: int, epoch: int, late: bool) -> Steps:
         while True:
             v = yield Load("left")
             if v & BROKEN:
@@ -126,60 +130,79 @@ class Crew(Ranks):
                 over = yield from self.ended(size, epoch)
                 if over:
                     return OVER
-                dead = yield See(self.someone_dead, workers)
+                dead = yield See(self.someone_dead)
                 if dead:
                     return DEATH
 
-    def unsettled(self, m: View, size: int, epoch: int, workers: tuple[bool, ...]) -> str | None:
+    def unsettled(self, m: View, size: int, epoch: int) -> str | None:
         if all(m[f"done{r}"] == epoch for r in range(size)):
             return OVER
-        return DEATH if self.someone_dead(m, workers) else None
+        return DEATH if self.someone_dead(m) else None
 
-    def lasting(self, m: View, size: int, epoch: int, workers: tuple[bool, ...]) -> str:
-        return self.unsettled(m, size, epoch, workers) or PAST
+    def lasting(self, m: View, size: int, epoch: int) -> str:
+        return self.unsettled(m, size, epoch) or PAST
 
     # -- crew.py -------------------------------------------------------------------------------
 
-    def tell(self, m: View, verb: str, rank: int, number: int) -> bool:
+    def spawn(self, m: View, rank: int, epoch: int) -> bool:
         if m["warden"]:
-            m["post"] += ((verb, rank, number),)
+            m["post"] += ((rank, epoch),)
         return True
+
+    def watch(self, m: View, workers: tuple[bool, ...]) -> bool:
+        """Look from now on at all that are not known to be past."""
+        m["watched"] = tuple(known and r not in m["past"] for r, known in enumerate(workers))
+        return True
+
+    def attend_death(self, size: int, epoch: int, workers: tuple[bool, ...]) -> Steps:
+        """Somebody watched has ended; whether the region fails by that."""
+        fallen = yield See(self.fallen, size, epoch, workers)
+        if fallen == "gone":
+            raise Gone
+        if fallen:
+            yield from self.poison(DIED, fallen[0])
+            return True
+        yield See(self.watch, workers)
+        return False
+
+    def fallen(
+        self, m: View, size: int, epoch: int, workers: tuple[bool, ...]
+    ) -> tuple[int, ...] | str:
+        """Of those that have ended, the ranks that had not acknowledged the region."""
+        gone = self.gone_ranks(m, workers)
+        if isinstance(gone, str):
+            return gone
+        fallen = tuple(r for r in gone if r < size and m[f"done{r}"] != epoch)
+        m["past"] = tuple(r for r in gone if r not in fallen)
+        return fallen
 
     def gone_ranks(self, m: View, workers: tuple[bool, ...]) -> tuple[int, ...] | str:
         if not m["warden"]:
             return "gone"
         return tuple(r for r, known in enumerate(workers) if known and m[f"fate{r}"] == DEAD)
 
-    def obituaries(
-        self, m: View, of: tuple[int, ...], workers: tuple[bool, ...]
-    ) -> tuple[int, ...] | str | None:
-        """All obituaries that have come, once those `of` some are there."""
+    def obituaries(self, m: View, of: tuple[int, ...]) -> str | None:
         if all(m[f"told{r}"] for r in of):
-            return tuple(r for r, known in enumerate(workers) if known and m[f"told{r}"])
+            return "told"
         return None if m["warden"] else "gone"
 
-    def bury(self, epoch: int, workers: tuple[bool, ...], of: tuple[int, ...]) -> Steps:
-        """Wait for the obituaries of these, and give up all whose obituary is there.
-
-        (those who live, whether somebody died, whether an outcome died with somebody)
-        """
-        told = yield See(self.obituaries, of, workers)
+    def bury(self, epoch: int, workers: tuple[bool, ...], gone: tuple[int, ...]) -> Steps:
+        """Wait for the obituaries of these, and give them up; those who are left."""
+        told = yield See(self.obituaries, gone)
         if told == "gone":
             raise Gone
-        lost = False
-        for r in told:
-            done = yield Load(f"done{r}")
-            outcome = yield Load(f"outcome{r}")
-            lost = lost or done != epoch or outcome != 0
+        for r in gone:
             yield See(self.dismiss, r)
             workers = (*workers[:r], False, *workers[r + 1 :])
             yield from self.enlist(r, epoch)
-        return workers, bool(told), lost
+        if gone:
+            yield See(self.watch, workers)
+        return workers
 
     def dismiss(self, m: View, rank: int) -> bool:
         m[f"told{rank}"] = 0
         m[f"fate{rank}"] = ABSENT
-        self.laws.buries(m)
+        m["past"] = tuple(r for r in m["past"] if r != rank)
         return True
 
     def enlist(self, rank: int, epoch: int) -> Steps:
@@ -197,11 +220,13 @@ class Crew(Ranks):
         reason = yield Load("reason")
         damaged = reason != 0
         while True:
+            deaths = yield Load("deaths")
             gone = yield from self.look_for_dead(workers)
-            workers, _, _ = yield from self.bury(epoch, workers, gone)
+            workers = yield from self.bury(epoch, workers, gone)
             if not damaged and not gone:
-                yield Note(self.laws.mended)
+                yield Note(self.note_deaths, deaths)
                 return workers
+            deaths = 0
             damaged = False
             yield from self.repair()
 
@@ -218,19 +243,20 @@ class Crew(Ranks):
                 yield from self.enlist(r, epoch)
         for r in range(len(workers)):
             if not workers[r]:
-                yield See(self.tell, "spawn", r, epoch)
+                yield See(self.spawn, r, epoch)
         for r in range(len(workers)):
             if not workers[r]:
                 came = yield See(self.spawned, r)
                 if came == "gone":
                     raise Gone
                 if came == "dead":
-                    told = yield See(self.obituaries, (r,), ())
+                    told = yield See(self.obituaries, (r,))
                     if told == "gone":
                         raise Gone
                     yield See(self.dismiss, r)
                 else:
                     workers = (*workers[:r], True, *workers[r + 1 :])
+        yield See(self.watch, workers)
         return workers
 
     def spawned(self, m: View, rank: int) -> str | None:
@@ -245,16 +271,26 @@ class Crew(Ranks):
         """The message, then the launch."""
         yield Note(self.laws.posts, epoch)
         yield Store("mailbox", (epoch, which))
-        reason = yield from self.launch(size, epoch)
+        mourned = yield Load("mourned")
+        reason = yield from self.launch(size, epoch, mourned)
         return reason & 0xFFFFFFFF
 
+    def sound(self) -> Steps:
+        reason = yield Load("reason")
+        if reason:
+            return False
+        deaths = yield Load("deaths")
+        mourned = yield Load("mourned")
+        past = yield Load("past")
+        return deaths == mourned and not past
+
     def region(self, which: int, epoch: int, workers: tuple[bool, ...]) -> Steps:
-        """(epoch, workers, why it failed or NONE, whether an outcome says so)"""
+        """(epoch, workers)"""
         region = self.regions[which]
         size = len(region.kernels)
         yield Note(self.laws.calls)
-        ready = yield Load("reason")
-        if ready != 0 or not all(workers):
+        sound = yield from self.sound()
+        if not sound or not all(workers):
             workers = yield from self.muster(epoch, workers)
         while True:
             epoch += 1
@@ -262,25 +298,26 @@ class Crew(Ranks):
             if not broken:
                 break
             workers = yield from self.muster(epoch, workers)
-        how = yield from self.wait(size, epoch, workers, region.late)
-        died = lost = False
+        sound = False
+        yield Note(self.laws.launched)
+        how = yield from self.wait(size, epoch, region.late)
+        while how == DEATH:
+            fails = yield from self.attend_death(size, epoch, workers)
+            if fails:
+                break
+            how = yield from self.wait(size, epoch, region.late)
+        died = False
         if how == PAST:
             yield from self.poison(LATE, -1)
-        if how != OVER:
-            workers, died, lost = yield from self.wind_up(
-                size, epoch, workers, how != BREAK, region.patient
-            )
         reason = NONE
         if how != OVER:
+            workers, died = yield from self.wind_up(
+                size, epoch, workers, how != BREAK, region.patient
+            )
             reason = yield Load("reason")
             reason &= 0xFFFFFFFF
-        if reason == DIED and not died:
-            gone = yield from self.look_for_dead(workers)
-            workers, died, lost = yield from self.bury(epoch, workers, gone)
         failed = yield from self.outcomes(size, workers)
-        if reason == DIED and not failed and not lost:
-            reason = NONE
-        elif died and reason != LATE:
+        if died and reason != LATE:
             reason = DIED
         yield Note(self.judge, which, epoch, reason, failed)
         return epoch, workers
@@ -307,38 +344,47 @@ class Crew(Ranks):
             self.laws.succeeds(m, epoch, size, counts, wrong=region.wrong)
         else:
             wrong = region.wrong or region.late
-            self.laws.fails(m, epoch, reason, wrong=wrong, diverges=region.diverges)
+            self.laws.fails(m, epoch, size, reason, wrong=wrong, diverges=region.diverges)
 
     def wind_up(
         self, size: int, epoch: int, workers: tuple[bool, ...], at_once: bool, patient: bool
     ) -> Steps:
         """`patient`: kernels end soon, so the second of grace is never over."""
-        stopped = killed = any_died = any_lost = False
+        stopped = killed = died = False
         while True:
             if at_once and not stopped:
                 yield See(self.stop, size, epoch, workers)
                 stopped = True
             waits = patient or killed or (stopped and not at_once)
             look = self.unsettled if waits else self.lasting
-            how = yield See(look, size, epoch, workers)
+            how = yield See(look, size, epoch)
             if how == OVER:
-                return workers, any_died, any_lost
+                return workers, died
             if how == DEATH:
-                gone = yield from self.look_for_dead(workers)
-                workers, died, lost = yield from self.bury(epoch, workers, gone)
-                any_died, any_lost = any_died or died, any_lost or lost
+                gone = yield See(self.fallen, size, epoch, workers)
+                if gone == "gone":
+                    raise Gone
+                workers = yield from self.bury(epoch, workers, gone)
+                if not gone:
+                    yield See(self.watch, workers)
+                died = died or bool(gone)
                 at_once = at_once or died
+                gone = ()
             elif not stopped:
                 yield See(self.stop, size, epoch, workers)
                 stopped = True
             elif at_once:
                 running = yield See(self.running, size, epoch, workers)
                 for r in running:
-                    born = yield Load(f"born{r}")
-                    yield See(self.tell, "kill", r, born)
-                workers, _, lost = yield from self.bury(epoch, workers, running)
-                any_lost = any_lost or lost
+                    yield See(self.end_worker, r)
+                workers = yield from self.bury(epoch, workers, running)
                 killed = True
+
+    def end_worker(self, m: View, rank: int) -> bool:
+        """SIGKILL by its pidfd."""
+        if m[f"fate{rank}"] == ALIVE:
+            kill(m, rank)
+        return True
 
     def running(self, m: View, size: int, epoch: int, workers: tuple[bool, ...]) -> tuple[int, ...]:
         return tuple(r for r in range(size) if workers[r] and m[f"done{r}"] != epoch)
@@ -350,15 +396,25 @@ class Crew(Ranks):
 
     def caller(self) -> Steps:
         epoch, workers = 1, (True,) * self.ranks
+        gone = False
         try:
             for which in range(len(self.regions)):
                 epoch, workers = yield from self.region(which, epoch, workers)
         except Gone:
-            pass
+            gone = True
+        if gone:
+            yield from self.outlive(workers)
+            yield Note(self.laws.outlived, workers)
+
+    def outlive(self, workers: tuple[bool, ...]) -> Steps:
+        """The warden has gone: end those that the caller knew when the call began."""
+        for r in range(len(workers)):
+            if workers[r]:
+                yield See(self.end_worker, r)
 
 
 def kill(m: View, rank: int) -> None:
     m[f"fate{rank}"] = DEAD
     m[f"busy{rank}"] = 0
-    m["deaths"] += 1
+    m["killed"] += 1
     m.kill(f"rank {rank}")

@@ -27,9 +27,9 @@ class Laws:
 
     def words(self) -> dict[str, Value]:
         words: dict[str, Value] = {"ran": frozenset(), "heard": frozenset(), "news": frozenset()}
-        words |= {"epoch": 0, "deaths": 0, "buried": 0, "known": 0, "mending": 0}
+        words |= {"epoch": 0, "killed": 0, "known": ()}
         for r in range(self.ranks):
-            words |= {f"busy{r}": 0, f"ended{r}": 0, f"came{r}": 0}
+            words |= {f"busy{r}": 0, f"ended{r}": 0, f"came{r}": 0, f"acked{r}": 0}
         words |= {f"inside{k}": 0 for k in range(self.locks)}
         return words
 
@@ -74,16 +74,30 @@ class Laws:
         m[f"ended{rank}"] = epoch
 
     def acknowledges(self, m: View, rank: int) -> None:
+        m[f"acked{rank}"] = m["epoch"]
         m[f"busy{rank}"] = 0
 
     def counts(self, m: View, rank: int, epoch: int) -> None:
         now = m["left"]
         hold(now & ~0x1FFF == tag(epoch), f"rank {rank} of region {epoch} counts {now:#x} down")
 
+    def outlived(self, m: View, workers: tuple[bool, ...]) -> None:
+        """The warden has gone, and the caller uses again what its workers could write."""
+        left = [r for r, known in enumerate(workers) if known and m[f"fate{r}"] == ALIVE]
+        hold(not left, f"the crew is forgotten, and ranks {left} run on")
+
     # -- of the caller -------------------------------------------------------------------------
 
     def calls(self, m: View) -> None:
-        m["known"] = m["buried"]
+        """Of whose end the caller could have heard: rank and number of the fork."""
+        told = [r for r in range(self.ranks) if m[f"told{r}"]]
+        m["known"] = tuple((r, m[f"born{r}"]) for r in told)
+
+    def launched(self, m: View) -> None:
+        """The region has begun, on the ranks that the caller takes for living."""
+        dead = [r for r, born in m["known"] if m[f"told{r}"] and m[f"born{r}"] == born]
+        hold(not dead, f"a region begins on ranks {dead}, whose end was told before the call")
+        m["known"] = ()
 
     def posts(self, m: View, epoch: int) -> None:
         """The caller is about to write what a running region would read."""
@@ -95,9 +109,6 @@ class Laws:
             m[f"busy{r}"] = m[f"came{r}"] = 0
         for k in range(self.locks):
             m[f"inside{k}"] = 0
-
-    def buries(self, m: View) -> None:
-        m["buried"] += 1
 
     def mended(self, m: View) -> None:
         """The caller takes the crew for clean; poison that has begun since has its reason."""
@@ -123,6 +134,10 @@ class Laws:
         lost = [(n, k) for n, count in loops for k in range(count) if (n, k) not in m["ran"]]
         hold(not lost, f"region {epoch} succeeds and chunks {lost} (loop, chunk) did not run")
 
-    def fails(self, m: View, epoch: int, reason: int, *, wrong: bool, diverges: bool) -> None:
-        hold(wrong or m["deaths"] > m["known"], f"region {epoch} fails ({reason}) without a cause")
+    def fails(
+        self, m: View, epoch: int, size: int, reason: int, *, wrong: bool, diverges: bool
+    ) -> None:
+        """A right program fails only by the end of a rank that had not acknowledged."""
+        missing = [r for r in range(size) if m[f"acked{r}"] != epoch]
+        hold(wrong or missing, f"region {epoch} fails ({reason}) without a cause")
         hold(diverges or reason != DIVERGED, f"region {epoch}: ranks of a right program diverge")

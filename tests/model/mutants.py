@@ -6,6 +6,7 @@ Most are what somebody would write who has not read PROTOCOL.md; some were the c
 from __future__ import annotations
 
 from model.crew import BREAK, OVER, Crew
+from model.laws import ALIVE
 from model.operations import Add, Cas, Load, Note, Or, See, Sleep, Store, Wake
 from model.search import View
 from model.words import BROKEN, CLASH, DIED, DIVERGED, PASS, WAIT, Steps, bits, tag
@@ -17,7 +18,7 @@ class PoisonBeside(Crew):
     def brk(self, word: str) -> Steps:
         yield Wake(word)
 
-    def wait(self, size: int, epoch: int, workers: tuple[bool, ...], late: bool) -> Steps:
+    def wait(self, size: int, epoch: int, late: bool) -> Steps:
         while True:
             reason = yield Load("reason")
             if reason:
@@ -42,26 +43,10 @@ class LeftWithoutTag(Crew):
             yield Wake("left")
 
 
-class ReasonBeforeLeft(Crew):
-    """Launch looks for a reason before it stores `left`."""
-
-    def launch(self, size: int, epoch: int) -> Steps:
-        reason = yield Load("reason")
-        if reason:
-            return reason
-        yield from self.prepare(size)
-        yield Store("left", tag(epoch) | size << 1)
-        for r in range(size):
-            yield Store(f"launch{r}", epoch)
-        yield Add("bell", 2)
-        yield Wake("bell", bits(size))
-        return 0
-
-
 class BellBeforeLaunch(Crew):
     """The bell rings before there is anything to see."""
 
-    def launch(self, size: int, epoch: int) -> Steps:
+    def launch(self, size: int, epoch: int, deaths: int) -> Steps:
         yield from self.prepare(size)
         yield Store("left", tag(epoch) | size << 1)
         reason = yield Load("reason")
@@ -77,7 +62,7 @@ class BellBeforeLaunch(Crew):
 class CountKept(Crew):
     """Launch leaves the last region's arrivals and finishers in `count`."""
 
-    def launch(self, size: int, epoch: int) -> Steps:
+    def launch(self, size: int, epoch: int, deaths: int) -> Steps:
         yield Store("size", size)
         yield Store("ending", 0)
         yield Store("left", tag(epoch) | size << 1)
@@ -313,7 +298,7 @@ class ObituaryFirst(Crew):
 
     def bury_ward(self, rank: int) -> Steps:
         yield See(self.reap, rank)
-        yield from self.poison(DIED, rank)
+        yield from self.mourn(rank)
 
 
 class MendedOnce(Crew):
@@ -321,11 +306,12 @@ class MendedOnce(Crew):
 
     def mend(self, epoch: int, workers: tuple[bool, ...]) -> Steps:
         reason = yield Load("reason")
+        deaths = yield Load("deaths")
         gone = yield from self.look_for_dead(workers)
-        workers, _, _ = yield from self.bury(epoch, workers, gone)
+        workers = yield from self.bury(epoch, workers, gone)
         if reason or gone:
             yield from self.repair()
-        yield Note(self.laws.mended)
+        yield Note(self.note_deaths, deaths)
         return workers
 
 
@@ -343,7 +329,7 @@ class BitsBeforeReason(Crew):
 class Impatient(Crew):
     """A failed region is over when the caller knows that it has failed."""
 
-    def unsettled(self, m: View, size: int, epoch: int, workers: tuple[bool, ...]) -> str | None:
+    def unsettled(self, m: View, size: int, epoch: int) -> str | None:
         return OVER
 
 
@@ -367,7 +353,7 @@ class EpochByItself(Crew):
 class NeverLooks(Crew):
     """The caller trusts in being woken."""
 
-    def wait(self, size: int, epoch: int, workers: tuple[bool, ...], late: bool) -> Steps:
+    def wait(self, size: int, epoch: int, late: bool) -> Steps:
         while True:
             v = yield Load("left")
             if v & BROKEN:
@@ -377,3 +363,87 @@ class NeverLooks(Crew):
                 if over:
                     return OVER
             yield Sleep("left", v)
+
+
+class EveryDeathPoisons(Crew):
+    """The warden does not ask whether the dead had a part in the region."""
+
+    def mourn(self, rank: int) -> Steps:
+        yield Add("deaths", 1)
+        yield from self.poison(DIED, rank)
+
+
+class DeathsUncounted(Crew):
+    """Whoever was at rest dies unnoticed."""
+
+    def mourn(self, rank: int) -> Steps:
+        launch = yield Load(f"launch{rank}")
+        done = yield Load(f"done{rank}")
+        if launch != done:
+            yield from self.poison(DIED, rank)
+
+
+class DeathsReadLate(Crew):
+    """The caller reads how many have died after it has looked who."""
+
+    def mend(self, epoch: int, workers: tuple[bool, ...]) -> Steps:
+        reason = yield Load("reason")
+        damaged = reason != 0
+        while True:
+            gone = yield from self.look_for_dead(workers)
+            workers = yield from self.bury(epoch, workers, gone)
+            if not damaged and not gone:
+                deaths = yield Load("deaths")
+                yield Note(self.note_deaths, deaths)
+                return workers
+            damaged = False
+            yield from self.repair()
+
+
+class AllHaveFallen(Crew):
+    """The caller takes everybody who has ended for one that the region misses."""
+
+    def fallen(
+        self, m: View, size: int, epoch: int, workers: tuple[bool, ...]
+    ) -> tuple[int, ...] | str:
+        return self.gone_ranks(m, workers)
+
+
+class WardenIsTrusted(Crew):
+    """The caller leaves it to the warden to poison for the dead."""
+
+    def attend_death(self, size: int, epoch: int, workers: tuple[bool, ...]) -> Steps:
+        yield See(self.watch, workers)
+        return False
+
+
+class BuriedUntold(Crew):
+    """Who has ended is replaced before the warden has said so: its poison comes later."""
+
+    def obituaries(self, m: View, of: tuple[int, ...]) -> str | None:
+        return "told"
+
+
+class NotOutlived(Crew):
+    """The warden has gone, and its workers will follow some time."""
+
+    def outlive(self, workers: tuple[bool, ...]) -> Steps:
+        yield from ()
+
+
+class WhoeverHasEnded(Crew):
+    """Nobody looks any more at those that have ended, be they seen to or not."""
+
+    def watch(self, m: View, workers: tuple[bool, ...]) -> bool:
+        m["watched"] = tuple(known and m[f"fate{r}"] == ALIVE for r, known in enumerate(workers))
+        return True
+
+
+class PastForgotten(Crew):
+    """Who has been seen to have ended at rest is replaced when the warden has counted it."""
+
+    def sound(self) -> Steps:
+        reason = yield Load("reason")
+        deaths = yield Load("deaths")
+        mourned = yield Load("mourned")
+        return reason == 0 and deaths == mourned

@@ -28,7 +28,9 @@ HEADERS = Path(__file__).parent.parent.parent / "dsmfor" / "_native"
 FUNCTIONS = {
     "poison": "void uint32_t:reason int32_t:rank",
     "repair": "void",
-    "launch": "uint64_t int32_t:size uint64_t:epoch",
+    "launch": "uint64_t int32_t:size uint64_t:epoch uint32_t:deaths",
+    "mourn": "void int32_t:rank",
+    "over": "int",
     "done": "void int32_t:rank uint64_t:epoch",
     "arrive": "int int32_t:rank int32_t:size uint64_t:signature",
     "finish": "int int32_t:rank uint64_t:history",

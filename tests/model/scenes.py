@@ -61,7 +61,8 @@ def scene(
     warden_dies : bool
         At any moment, and all workers with it, each some time later.
     timed : bool
-        Waits look by themselves now and then. Without, wake-ups alone must do.
+        Waits look by themselves now and then. Without, wake-ups alone must do, but for the
+        caller's look at those that it watches, once one of them has ended.
     fused : bool
         An actor that cannot die stores and wakes in one step (PROTOCOL.md, section 10).
     """
@@ -81,6 +82,8 @@ def scene(
     # What no kernel here makes anybody look at: the search is much smaller without.
     unread = {"spoken", "table", "used"}
     constant: set[str] = set()
+    if not victims:
+        constant |= {"deaths", "mourned", "past"}  # an orphan's end is counted by nobody
     most = max(sum(isinstance(s, Loop) for s in k) for region in regions for k in region.kernels)
     waits = most * len(regions) > ring
     for r in range(ranks):
@@ -115,7 +118,7 @@ def scene(
         search.actor("warden", crew.warden, fused=fused and not warden_dies)
 
     def may_die(rank: int, m: View) -> bool:
-        return m["deaths"] < deaths and m[f"fate{rank}"] == ALIVE and m["warden"]
+        return m["killed"] < deaths and m[f"fate{rank}"] == ALIVE and m["warden"]
 
     def warden_may(m: View) -> bool:
         return bool(m["warden"])
@@ -140,10 +143,19 @@ def scene(
             )
 
     def settled(m: View) -> None:
-        if not m["reason"] and not m["deaths"] and m["warden"]:
+        if not m["reason"] and not m["killed"] and m["warden"]:
             left = m["left"]
             hold(left == tag(m["epoch"]), f"all is over and left is {left:#x}")
 
     search.done = lambda m: m.ended("caller")
+
+    def may_look(m: View) -> bool:
+        """There is somebody to be found, or one died between `done` and its count."""
+        if not m["warden"] or crew.someone_dead(m):
+            return True
+        return m["killed"] > 0 and all(m[f"done{r}"] == m[f"launch{r}"] for r in range(ranks))
+
     search.settled = settled
+    if victims:
+        search.looker, search.may_look = "caller", may_look
     return search

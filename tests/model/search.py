@@ -110,6 +110,8 @@ class Search:
         self.hazards: list[Hazard] = []
         self.settled: Callable[[View], None] = lambda _: None
         self.done: Callable[[View], bool] = lambda _: True
+        self.looker = ""  # whose sleeps end by themselves when `may_look` says so
+        self.may_look: Callable[[View], bool] = lambda _: False
         self.states = self.steps = 0
         self.moving: tuple[Automaton, Local] | None = None  # whose step a law is looking at
 
@@ -161,7 +163,7 @@ class Search:
             local = automaton.locals[number]
             kind = local.kind
             if kind == "asleep":
-                if self.timed:
+                if self.timed or (automaton.name == self.looker and self.may_look(View(self, b))):
                     yield automaton, state + (local.heir[TIMEOUT] - number << automaton.shift)
                 continue
             if local.slot >= 0 and kind != "wake":

@@ -55,7 +55,7 @@ class Control:
     def words(self) -> dict[str, Value]:
         """Every word, as `dsm_repair` leaves them in new memory."""
         words: dict[str, Value] = dict.fromkeys(
-            ["bell", "left", "spoken", "reason", "gen", "count", "signature", "ending"], 0
+            ["bell", "left", "spoken", "deaths", "reason", "gen", "count", "signature", "ending"], 0
         )
         words |= {"size": 0, "base": 0, "table": 0, "used": 0}
         for i in range(self.ring):
@@ -121,12 +121,31 @@ class Control:
         yield Store("used", 0)
         return base
 
-    def launch(self, size: int, epoch: int) -> Steps:
+    def mourn(self, rank: int) -> Steps:
+        yield Add("deaths", 1)
+        launch = yield Load(f"launch{rank}")
+        done = yield Load(f"done{rank}")
+        if launch != done:
+            yield from self.poison(DIED, rank)
+
+    def over(self) -> Steps:
+        size = yield Load("size")
+        for r in range(size):
+            launch = yield Load(f"launch{r}")
+            done = yield Load(f"done{r}")
+            if launch != done:
+                return False
+        return True
+
+    def launch(self, size: int, epoch: int, deaths: int) -> Steps:
         base = yield from self.prepare(size)
         yield Store("left", tag(epoch) | size << 1)
         reason = yield Load("reason")
         if reason:
             return reason
+        now = yield Load("deaths")
+        if now != deaths:
+            return DIED
         for r in range(size):
             yield Store(f"stopped{r}", 0)
             yield Store(f"through{r}", base)
