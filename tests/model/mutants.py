@@ -301,20 +301,6 @@ class ObituaryFirst(Crew):
         yield from self.mourn(rank)
 
 
-class MendedOnce(Crew):
-    """Nobody looks for a second death after the repair."""
-
-    def mend(self, epoch: int, workers: tuple[bool, ...]) -> Steps:
-        reason = yield Load("reason")
-        deaths = yield Load("deaths")
-        gone = yield from self.look_for_dead(workers)
-        workers = yield from self.bury(epoch, workers, gone)
-        if reason or gone:
-            yield from self.repair()
-        yield Note(self.note_deaths, deaths)
-        return workers
-
-
 class BitsBeforeReason(Crew):
     """Poison breaks the words first and says why then."""
 
@@ -413,8 +399,12 @@ class WardenIsTrusted(Crew):
     """The caller leaves it to the warden to poison for the dead."""
 
     def attend_death(self, size: int, epoch: int, workers: tuple[bool, ...]) -> Steps:
-        yield See(self.watch, workers)
+        yield See(self.pass_by, workers)
         return False
+
+    def pass_by(self, m: View, workers: tuple[bool, ...]) -> bool:
+        m["past"] = self.gone_ranks(m, workers)
+        return self.watch(m, workers)
 
 
 class BuriedUntold(Crew):
