@@ -205,12 +205,6 @@ MUTANTS: list[tuple[type[Crew], tuple[Region, ...], dict[str, Any], str]] = [
     (mutants.CancelReadLate, (same(2, ended),), {}, "another one"),
     (mutants.OneHalf, (same(2, Single(), Single()),), {}, "single 0: one rank reads"),
     (mutants.ObituaryFirst, (same(2), same(2)), {"victims": (1,)}, "was told before the call"),
-    (
-        mutants.MendedOnce,
-        (same(2),) * 2,
-        {"victims": (0, 1), "deaths": 2},
-        "behind a cleared",
-    ),
     (mutants.BitsBeforeReason, (BREAK,), {}, "there is no reason"),
     (mutants.Impatient, (BREAK, same(2)), {}, "is prepared while ranks"),
     (mutants.EpochByItself, (same(2), same(2)), {"victims": (1,)}, SLEEP),
