@@ -120,8 +120,7 @@ DEATHS: dict[str, tuple[tuple[Region, ...], dict[str, Any]]] = {
     "in a loop": ((same(2, claimed), same(2, ahead)), {"victims": (1,)}),
     "before and behind the ring": ((same(2, ahead, ahead, ahead),), {"victims": (1,)}),
     "with stolen chunks": ((same(2, stolen),), {"victims": (1,)}),
-    "with a lock": ((same(2, lock), same(2, lock)), {"victims": (1,)}),
-    "while it cancels": ((same(2, ended),), {"victims": (1,)}),
+    "with a lock": ((same(2, lock), same(2)), {"victims": (1,)}),
     "one that is idle": ((same(1), same(1), same(2)), {"ranks": 2, "victims": (1,)}),
     "idle beside a loop": ((same(1, claimed),) * 2, {"ranks": 2, "victims": (1,)}),
     "an idle one, or one of the team": ((same(1), same(2)), {"ranks": 2, "victims": (0, 1)}),
@@ -491,6 +490,8 @@ SOAK: dict[str, tuple[tuple[Region, ...], dict[str, Any]]] = {
     "three ranks, two slots": ((same(3, ahead, ahead, ahead),), {"ring": 2}),
     "a death of three": ((same(3, meet),), {"victims": (2,)}),
     "a death of three, nothing shared": ((same(3),), {"victims": (2,)}),
+    "a death while it cancels": ((same(2, ended),), {"victims": (1,)}),
+    "a death with a lock, and a lock": ((same(2, lock), same(2, lock)), {"victims": (1,)}),
     "two deaths": ((same(2), same(2)), {"victims": (0, 1), "deaths": 2}),
     "an idle one and one of the team": (
         (same(1), same(2)),

@@ -149,12 +149,8 @@ class Crew:
 
     def ready(self) -> bool:
         """Whether nobody of the crew is known to have failed."""
-        return (
-            self.block.sound()
-            and None not in self.workers
-            and not self.past
-            and not self.letters.spoilt
-        )
+        whole = None not in self.workers and not self.past
+        return whole and self.block.sound() and not self.letters.spoilt
 
     def watch(self) -> None:
         """Have waits of the caller look at the warden and every worker not known to be past.
@@ -398,11 +394,7 @@ class Crew:
     def fallen(self, size: int) -> list[tuple[int, Worker]]:
         """Of those that have ended, the ranks that had not acknowledged the region."""
         gone = self.ended()
-        fallen = [
-            (rank, worker)
-            for rank, worker in gone
-            if rank < size and self.block.done(rank) != self.epoch
-        ]
+        fallen = [(r, w) for r, w in gone if r < size and self.block.done(r) != self.epoch]
         self.past = [worker for rank, worker in gone if (rank, worker) not in fallen]
         return fallen
 
@@ -415,11 +407,8 @@ class Crew:
 
     def running(self, size: int) -> list[int]:
         """Ranks of the region that live and have not acknowledged."""
-        return [
-            rank
-            for rank in range(size)
-            if self.workers[rank] is not None and self.block.done(rank) != self.epoch
-        ]
+        there = [rank for rank in range(size) if self.workers[rank] is not None]
+        return [rank for rank in there if self.block.done(rank) != self.epoch]
 
     def stop(self, size: int) -> None:
         """Ask the ranks that still run to stop: raises in their kernels."""
