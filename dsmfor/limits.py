@@ -3,8 +3,8 @@
 Three things bound the memory of this process: what the machine has left, what each control group
 above the process allows, and the process's own limits (ulimit). A control group must be asked
 beforehand, because beyond its limit the kernel kills instead of refusing. Taking the memory is the
-business of `dsmfor.segments`. This room reads, words the refusal, and changes one thing: it raises
-the limit on descriptors as far as this process may.
+business of `dsmfor.segments`, and of whoever carries messages and results. This room reads, words
+the refusal, and changes one thing: it raises the limit on descriptors as far as this process may.
 
 Guarantees
     What cannot be read does not bound. `check` reads the limits anew for everything from 1 MiB up;
@@ -25,15 +25,28 @@ import os
 import resource
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from dsmfor.errors import SharedMemoryFull
+from dsmfor.errors import DSMError, SharedMemoryFull
 
-__all__ = ["Room", "check", "control_groups", "raise_descriptor_limit", "read", "refusal", "room"]
+__all__ = [
+    "LARGE",
+    "Room",
+    "check",
+    "control_groups",
+    "exhausted",
+    "raise_descriptor_limit",
+    "read",
+    "refusal",
+    "room",
+    "scarce",
+    "set_queue",
+    "unstartable",
+]
 
-_LARGE = 1 << 20
-"""From this size on, the limits are read for every request."""
+LARGE = 1 << 20
+"""From this size on, in bytes, the limits are read for every request."""
 
 _PAGE = 4096
 """What a request takes beyond its bytes, at most."""
@@ -63,6 +76,9 @@ class _Mount(NamedTuple):
 _lock = threading.RLock()
 _allowance = 0  # bytes that small requests may take before the limits are read again ...
 _allowed_until = 0.0  # ... if that is before this time (monotonic, seconds)
+
+# What waits for its turn before the limits are read for something large; None in most processes.
+_queue: Callable[[], object] | None = None
 
 # Where /proc and the control groups are looked for; another place in tests.
 _system = "/"
@@ -179,7 +195,7 @@ def _group_room(system: str, version: int, directory: str) -> Room | None:
 # Deciding
 
 
-def check(nbytes: int) -> None:
+def check(nbytes: int, what: str = "a shared array of {}") -> None:
     """Refuse what would not fit.
 
     Reading the limits costs as much as making a small segment, hence the allowance.
@@ -187,7 +203,9 @@ def check(nbytes: int) -> None:
     Parameters
     ----------
     nbytes : int, bytes
-        What is about to be taken.
+        How much is about to be taken.
+    what : str
+        For what, with ``{}`` for the amount.
 
     Raises
     ------
@@ -195,8 +213,10 @@ def check(nbytes: int) -> None:
         More than is left.
     """
     global _allowance, _allowed_until
+    if nbytes >= LARGE and _queue is not None:
+        _queue()
     now = time.monotonic()
-    if nbytes < _LARGE:
+    if nbytes < LARGE:
         with _lock:
             if now < _allowed_until and nbytes <= _allowance:
                 _allowance -= nbytes + _PAGE
@@ -206,11 +226,20 @@ def check(nbytes: int) -> None:
     free -= min(free // 16, 32 << 20)
     if nbytes > free:
         raise SharedMemoryFull(
-            f"a shared array of {_amount(nbytes)} does not fit: {where} has {_amount(free)} left; "
+            f"{what.format(_amount(nbytes))} does not fit: {where} has {_amount(free)} left; "
             "drop arrays that are no longer needed, use a smaller dtype or raise the limit"
         )
     with _lock:
         _allowance, _allowed_until = free // 16, now + 1.0
+
+
+def set_queue(queue: Callable[[], object] | None) -> None:
+    """Have ``queue()`` called before the limits are read for something large.
+
+    It returns when no other process of ours stands between its look and its taking.
+    """
+    global _queue
+    _queue = queue
 
 
 def raise_descriptor_limit() -> int:
@@ -223,8 +252,29 @@ def raise_descriptor_limit() -> int:
     return soft
 
 
-def refusal(error: OSError, doing: str, nbytes: int, *, live: int) -> Exception:
-    """What to raise when the system refuses a segment.
+def scarce(nbytes: int) -> bool:
+    """Whether less than that is left, so that it should not be kept for speed alone."""
+    return room(_system).free < nbytes
+
+
+def exhausted(what: str) -> SharedMemoryFull:
+    """What to raise when this process was refused private memory.
+
+    Parameters
+    ----------
+    what : str
+        What it was for: the subject of the sentence.
+    """
+    return SharedMemoryFull(
+        f"{what} does not fit into the memory of process {os.getpid()}; raise "
+        f"{_mapping_limit(None)}, or drop arrays that are no longer needed"
+    )
+
+
+def refusal(
+    error: OSError, doing: str, nbytes: int, *, live: int, what: str = "a shared array of {}"
+) -> Exception:
+    """What to raise when the system refuses a segment, or other shared memory.
 
     Parameters
     ----------
@@ -236,6 +286,8 @@ def refusal(error: OSError, doing: str, nbytes: int, *, live: int) -> Exception:
         Size of the array.
     live : int
         Segments that this process holds.
+    what : str
+        What the memory is for, with ``{}`` for the amount.
 
     Returns
     -------
@@ -243,7 +295,7 @@ def refusal(error: OSError, doing: str, nbytes: int, *, live: int) -> Exception:
         It says what to do. SharedMemoryFull where there would be room if arrays were dropped or a
         limit raised.
     """
-    what = f"cannot {doing} a shared array of {_amount(nbytes)}"
+    what = f"cannot {doing} {what.format(_amount(nbytes))}"
     code = error.errno or 0
     if code == errno.EFBIG:
         return SharedMemoryFull(
@@ -271,14 +323,52 @@ def refusal(error: OSError, doing: str, nbytes: int, *, live: int) -> Exception:
         )
     if code in (errno.ENOENT, errno.EACCES):
         return OSError(code, f"{what}: {error.strerror}; /proc must be mounted and readable")
-    return OSError(code, f"{what}: {error.strerror}; dsmfor needs Linux's memfd_create and seals")
+    return OSError(
+        code,
+        f"{what}: {error.strerror}; dsmfor needs Linux's memfd_create and seals: "
+        "`python -m dsmfor doctor` says what this machine lacks",
+    )
 
 
-def _mapping_limit(live: int) -> str:
+def unstartable(error: OSError) -> DSMError | None:
+    """What to raise when the system refuses what a team is made of; None if it is not that.
+
+    Parameters
+    ----------
+    error : OSError
+        How the system said it.
+    """
+    code = error.errno or 0
+    if code in (errno.EMFILE, errno.ENFILE):
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        remedy = (
+            f"this process may open {limit} descriptors; close some, or raise ulimit -n"
+            if code == errno.EMFILE
+            else "raise sysctl fs.file-max, or close files of other programs"
+        )
+    elif code == errno.EAGAIN:
+        limit = resource.getrlimit(resource.RLIMIT_NPROC)[0]
+        remedy = (
+            f"this user may have {limit} processes and threads; lower workers=, or raise "
+            "ulimit -u or the control group's pids.max"
+        )
+    elif code == errno.ENOMEM:
+        remedy = f"raise {_mapping_limit(None)}, or drop arrays that are no longer needed"
+    elif code in (errno.ENOSYS, errno.EPERM, errno.EINVAL):
+        remedy = "`python -m dsmfor doctor` says what this machine lacks"
+    else:
+        return None
+    text = error.strerror if remedy in str(error) else f"{error.strerror}; {remedy}"
+    return DSMError(f"the workers cannot be started: {text}")
+
+
+def _mapping_limit(live: int | None) -> str:
     """Which limit on this process's memory a mapping has met, in words."""
     most = resource.getrlimit(resource.RLIMIT_AS)[0]
     if most != resource.RLIM_INFINITY:
         return f"ulimit -v, which allows {_amount(most)} of address space"
+    if live is None:
+        return "the memory of this machine"
     count = read(_system, "/proc/sys/vm/max_map_count").strip()
     return f"sysctl vm.max_map_count, which allows {count} mappings ({live} segments are mapped)"
 

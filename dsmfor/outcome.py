@@ -9,7 +9,14 @@ from __future__ import annotations
 import traceback
 from typing import Any, NamedTuple
 
-from dsmfor.errors import BarrierBroken, DSMError, RegionError, RemoteTraceback
+from dsmfor import limits
+from dsmfor.errors import (
+    BarrierBroken,
+    DSMError,
+    RegionError,
+    RemoteTraceback,
+    SharedMemoryFull,
+)
 from dsmfor.pickling import dump, load
 
 __all__ = [
@@ -20,6 +27,7 @@ __all__ = [
     "add_note",
     "describe_failure",
     "open_outcome",
+    "refused",
     "revive",
     "text_of",
     "unopened",
@@ -72,7 +80,7 @@ def describe_failure(error: BaseException, note: str) -> Failure:
     )
 
 
-def open_outcome(data: bytes) -> Outcome:
+def open_outcome(data: memoryview) -> Outcome:
     """A rank's outcome; the user's unpickling may raise anything."""
     outcome: Outcome = load(data)
     return outcome
@@ -80,12 +88,18 @@ def open_outcome(data: bytes) -> Outcome:
 
 def unopened(error: BaseException, rank: int, size: int) -> Failure:
     """The failure of a rank whose outcome cannot be unpickled here."""
+    where = f"in the caller, from worker {rank} of {size}"
+    if isinstance(error, MemoryError):
+        full = limits.exhausted(f"the result of rank {rank}")
+        if isinstance(error, SharedMemoryFull):
+            full = SharedMemoryFull(str(error))
+        return describe_failure(full, where)
     return Failure(
         None,
         type(error).__qualname__,
         f"while the result of rank {rank} was unpickled in the caller: {text_of(error)}",
         "".join(traceback.format_exception(error)),
-        f"in the caller, from worker {rank} of {size}",
+        where,
         False,
     )
 
@@ -93,6 +107,15 @@ def unopened(error: BaseException, rank: int, size: int) -> Failure:
 def _set(error: BaseException, name: str, value: object) -> None:
     """Set an attribute of an exception whose class may refuse it, as a frozen dataclass does."""
     BaseException.__setattr__(error, name, value)
+
+
+def refused(outcome: Outcome, error: Exception, rank: int) -> Outcome:
+    """What the caller gets in place of an outcome for which there is no room."""
+    what = f"returned a {type(outcome.value).__qualname__}"
+    if outcome.failure is not None:
+        what = f"raised {outcome.failure.name}: {outcome.failure.text[:1000]}"
+    full = SharedMemoryFull(f"rank {rank} {what}, which cannot be handed over: {error}")
+    return Outcome(failure=describe_failure(full, f"in worker {rank}"))
 
 
 def _bare(error: BaseException) -> BaseException:

@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsmfor import limits
 from dsmfor.errors import RegionError
 from dsmfor.modules import IMPORTED, home, kind
 from dsmfor.pickling import importable
@@ -97,11 +98,11 @@ class Heading(NamedTuple):
 _LENGTH = struct.Struct("=I")  # of a heading, which comes first
 
 
-def open_message(data: bytes) -> tuple[bytes, memoryview]:
+def open_message(data: bytes | memoryview) -> tuple[bytes, memoryview]:
     """The heading and the environment of a message; the latter is empty if there is none."""
     (length,) = _LENGTH.unpack_from(data)
     end = _LENGTH.size + length
-    return data[_LENGTH.size : end], memoryview(data)[end:]
+    return bytes(data[_LENGTH.size : end]), memoryview(data)[end:]
 
 
 class Kernel:
@@ -198,7 +199,11 @@ class Kernel:
                 stage = Stage(transit.plain.values())
                 heading = Heading(*heading[:2], stage.segment, stage.table, stage.fixed)
                 transit.segments.add(stage.segment)
-        data = self._written(heading) + environment
+        data = self._written(heading)
+        if len(environment) >= limits.LARGE:
+            limits.check(len(environment), "a message of {}")
+        data += environment
+        del environment
         message = Message(skeleton, data, transit.segments, transit.shared)
         if alone and all(type(value) in ATOMS for value in values):
             self._last = values, choices, message

@@ -15,7 +15,6 @@ from __future__ import annotations
 import copyreg
 import functools
 import gc
-import io
 import itertools
 import marshal
 import os
@@ -30,7 +29,8 @@ from typing import Any, NoReturn
 import cloudpickle
 import numpy as np
 
-from dsmfor import arrays
+from dsmfor import arrays, limits
+from dsmfor.errors import SharedMemoryFull
 from dsmfor.modules import MADE, kind, registered, space_of
 from dsmfor.transit import Homeward, Table, Transit, arriving
 
@@ -72,10 +72,33 @@ class _NeedsCloudpickle(Exception):
     """The cheap pickler met something that cannot be imported elsewhere."""
 
 
+class _Sheet:
+    """What a pickler writes to: the parts, of which large ones are the objects' own bytes."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self) -> None:
+        self.parts: list[bytes | pickle.PickleBuffer] = []
+
+    def write(self, part: bytes | pickle.PickleBuffer) -> None:
+        """Take the next bytes."""
+        self.parts.append(part)
+
+    def text(self) -> bytes:
+        """All of it in one piece, refused if there is no room for that."""
+        parts = self.parts
+        if len(parts) == 1:
+            return bytes(parts[0])
+        nbytes = sum(memoryview(part).nbytes for part in parts)
+        if nbytes >= limits.LARGE:
+            limits.check(nbytes, "a pickle of {}")
+        return b"".join(parts)
+
+
 class _Cheap(pickle.Pickler):
     """For data: exact about arrays, refuses what would be looked up by name in vain."""
 
-    def __init__(self, file: io.BytesIO, transit: Transit, own: frozenset[str]) -> None:
+    def __init__(self, file: _Sheet, transit: Transit, own: frozenset[str]) -> None:
         super().__init__(file, _PROTOCOL)
         self.transit = transit
         self.own = own
@@ -113,7 +136,7 @@ class _Cheap(pickle.Pickler):
 class _General(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no types
     """For everything else."""
 
-    def __init__(self, file: io.BytesIO, transit: Transit, own: frozenset[str]) -> None:
+    def __init__(self, file: _Sheet, transit: Transit, own: frozenset[str]) -> None:
         super().__init__(file, _PROTOCOL)
         self.transit = transit
         self.own = own
@@ -201,12 +224,21 @@ def dump(value: object, transit: Transit | None = None, own: frozenset[str] = fr
 
     Raises
     ------
+    SharedMemoryFull
+        There is no memory for the pickle.
     Exception
         Whatever the object's own pickling raises.
     """
-    if transit is None:
-        transit = Homeward()
-    file = io.BytesIO()
+    try:
+        return _dump(value, Homeward() if transit is None else transit, own)
+    except MemoryError as error:
+        if isinstance(error, SharedMemoryFull):
+            raise
+        raise limits.exhausted(f"the pickle of a {type(value).__qualname__}") from error
+
+
+def _dump(value: object, transit: Transit, own: frozenset[str]) -> bytes:
+    file = _Sheet()
     try:
         _Cheap(file, transit, own).dump(value)
     except (
@@ -218,7 +250,7 @@ def dump(value: object, transit: Transit | None = None, own: frozenset[str] = fr
         ImportError,
     ):
         transit.reset()
-        file = io.BytesIO()
+        file = _Sheet()
         with _switch:
             registered = cloudpickle.list_registry_pickle_by_value()
             found = {module.__name__: module for name in own if (module := sys.modules.get(name))}
@@ -230,7 +262,7 @@ def dump(value: object, transit: Transit | None = None, own: frozenset[str] = fr
             finally:
                 for module in flipped:
                     cloudpickle.unregister_pickle_by_value(module)
-    return file.getvalue()
+    return file.text()
 
 
 def _make_slots(reduced: Any, slots: Any) -> None:

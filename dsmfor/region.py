@@ -14,9 +14,16 @@ import time
 import warnings
 from typing import Any
 
+from dsmfor import limits, segments
 from dsmfor.engines import process
 from dsmfor.engines.crew import Ended
-from dsmfor.errors import PerformanceWarning, RegionError, RegionTimeout, WorkerDied
+from dsmfor.errors import (
+    PerformanceWarning,
+    RegionError,
+    RegionTimeout,
+    SharedMemoryFull,
+    WorkerDied,
+)
 from dsmfor.options import Options
 from dsmfor.outcome import Failure, add_note, revive, text_of
 from dsmfor.payload import Kernel
@@ -68,6 +75,7 @@ def run(
         sharing.inward,
     )
     message = stage = None
+    relieved = False
     try:
         while message is None:
             skeleton, values = kernel.refresh()
@@ -78,7 +86,17 @@ def run(
             transit = Outward(
                 skeleton.numbers, claims.intents, sharing.everything_private, bool(claims.cleared)
             )
-            message, stage = kernel.message(skeleton, claims, transit, choices)
+            try:
+                message, stage = kernel.message(skeleton, claims, transit, choices)
+            except MemoryError as error:
+                if relieved and isinstance(error, SharedMemoryFull):
+                    raise
+                if relieved:
+                    name = kernel.function.__qualname__
+                    raise limits.exhausted(f"what {name} sends to its workers") from error
+                segments.reclaim()  # what idle workers hold, and what is kept for speed
+                relieved = True
+                continue
             if message is None:
                 continue
             sharing.check_met(claims, transit)
@@ -125,7 +143,10 @@ def _warn_of_captures(
         how = "copied for the workers at every call; make it once in shared memory: "
         how += f"{name} = dsm.array({name})"
         if nbytes <= _MUCH and weigh and type(value) not in ATOMS:
-            nbytes = len(dump(value, Outward(skeleton.numbers, {}, True), skeleton.own))
+            try:
+                nbytes = len(dump(value, Outward(skeleton.numbers, {}, True), skeleton.own))
+            except SharedMemoryFull:
+                return  # there was room for it once; the region itself is what counts
             how = "pickled at every call and unpickled in every worker; hold what is large in it "
             how += "in shared arrays (dsm.array), or make it inside the kernel"
         if nbytes > _MUCH:

@@ -27,6 +27,7 @@ from importlib import import_module
 from types import CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
+from dsmfor import limits
 from dsmfor.bytecode import read
 from dsmfor.design import (
     MISSING,
@@ -44,6 +45,7 @@ from dsmfor.design import (
     outline,
     parts_of,
 )
+from dsmfor.errors import SharedMemoryFull
 from dsmfor.imported import Absent, Spot, bring_in, edited, find
 from dsmfor.modules import space_of
 from dsmfor.pickling import load, load_classes_anew
@@ -312,7 +314,13 @@ class Replica:
                 function.__defaults__ = defaults
         if not environment:
             return Bound(self.functions[0], (), {}, [], [], [])
-        values, args, kwargs = load_classes_anew(environment, self.functions, table)
+        try:
+            values, args, kwargs = load_classes_anew(environment, self.functions, table)
+        except MemoryError as error:
+            if isinstance(error, SharedMemoryFull):
+                raise
+            what = f"a message of {len(environment):,} bytes, unpickled,"
+            raise limits.exhausted(what) from error
         for n, (slot, value, spot) in enumerate(zip(self._slots, values, self._spots, strict=True)):
             if spot is not None:
                 values[n] = spot.put(value)

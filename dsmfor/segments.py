@@ -60,6 +60,7 @@ __all__ = [
     "nbytes_live",
     "number",
     "on_free",
+    "reclaim",
     "relieved",
     "root",
     "set_creator",
@@ -189,6 +190,12 @@ def relieved(take: Callable[[], T]) -> T:
             return take()
         _reclaimer()
     return take()
+
+
+def reclaim() -> None:
+    """Let idle workers let go of what they can, and give back what is kept for speed."""
+    if _reclaimer is not None:
+        _reclaimer()
 
 
 def adopt(segment: int, fd: int, nbytes: int) -> Root:

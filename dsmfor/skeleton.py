@@ -219,6 +219,8 @@ class Skeleton:
         transit.known = self.known
         try:
             return dump((self._picklable(values), args, kwargs), transit, self.own)
+        except MemoryError:
+            raise
         except Exception:
             if not self._find_unpicklable(values):
                 raise

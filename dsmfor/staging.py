@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, cast
 
 import numpy as np
 
-from dsmfor import segments
+from dsmfor import limits, segments
 from dsmfor._native import registry
 from dsmfor.arrays import Handle
 from dsmfor.transit import Plain
@@ -31,6 +31,7 @@ __all__ = ["Stage", "drop_spares"]
 
 _ALIGNMENT = 64
 _SPARES = 8  # segments kept for the next call
+_LOOK = 16 << 20  # bytes from which on a segment is kept only if as much is left
 
 
 class _Spares:
@@ -51,6 +52,9 @@ class _Spares:
         return segments.create(nbytes)
 
     def give(self, root: np.ndarray) -> None:
+        # What a worker or the user's own code takes next may be killed for, not refused.
+        if root.nbytes >= _LOOK and limits.scarce(root.nbytes):
+            return
         with self._lock:
             self._roots.append(root)
             del self._roots[:-_SPARES]

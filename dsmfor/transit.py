@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from dsmfor import arrays, filemaps
+from dsmfor import arrays, filemaps, limits
 from dsmfor._native import registry
 from dsmfor.modules import INSTALLED, kind, space_of
 from dsmfor.origin import installed
@@ -133,6 +133,8 @@ class Homeward:
     def array(self, value: np.ndarray) -> Any:
         """By handle if it lies in shared memory that lasts."""
         handle = arrays.handle(value)
+        if handle is None or handle[0] in self.copied:
+            _check(value)
         if handle is None or (handle[0] in self.copied and value.flags.writeable):
             return _plainly(value)
         if handle[0] in self.copied:
@@ -273,6 +275,7 @@ class Outward:
 
     def _by_value(self, value: np.ndarray) -> Any:
         """A copy that may be written, whatever the original says."""
+        _check(value)
         if value.flags.writeable:
             return _plainly(value)
         return _same, (self._keep(value.copy(order="K")),)
@@ -286,6 +289,7 @@ class Outward:
     def _copied(self, value: Any) -> Any:
         """A private value, also if the same object is shared under another name."""
         if type(value) is np.ndarray:
+            _check(value)
             return _same, (self._keep(value.view() if value.flags.writeable else value.copy()),)
         return _inner, (self._border(1), value, self._border(-1))
 
@@ -328,6 +332,12 @@ class Outward:
             self._border(-1),
         )
         return *made, rest, None, None, _complete
+
+
+def _check(array: np.ndarray) -> None:
+    """Refuse to send by value what has no room in a pickle, before it is copied for that."""
+    if array.nbytes >= limits.LARGE:
+        limits.check(array.nbytes, "the pickle of an array of {}, which goes by value,")
 
 
 def _writable(array: np.ndarray) -> np.ndarray:

@@ -65,13 +65,15 @@ FLOORS = {
     "region": 5,
     "parallel": 5,
     "pydsm": 6,
+    "doctor": 6,
+    "__main__": 7,
     "__init__": 6,
 }
 
 SIDEWAYS = {
     "footer": {"errors"},
     "limits": {"errors"},
-    "_native": {"_native", "errors"},
+    "_native": {"_native", "errors", "limits"},
     "segments": {"memfiles"},
     "arenas": {"memfiles", "segments"},
     "arrays": {"naming"},
@@ -90,6 +92,7 @@ SIDEWAYS = {
     "outcome": {"pickling"},
     "engines": {"engines"},
     "pydsm": {"pydsm"},
+    "doctor": {"doctor"},
     "sharing": {"intents"},
     "region": {"options", "sharing"},
     "parallel": {"options", "region", "report", "sharing"},

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import random
 import resource
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -261,6 +263,39 @@ def test_ten_thousand_arrays_made_and_dropped_leave_nothing(old: set[str]) -> No
     assert_flat(before)
 
 
+def churn(count: int) -> None:
+    """Make arrays of mixed sizes; of some, workers see views; some live on for a while."""
+    rng, kept = random.Random(count), deque[np.ndarray](maxlen=20)
+    for n in range(count):
+        large = n % 50 == 0
+        a = dsm.zeros(rng.randrange(MiB, 2 * MiB) if large else rng.randrange(1, 5000), np.uint8)
+        a[-1] = n % 100
+        if n % 20 == 0:
+            touch(a[a.size // 2 :])
+            assert a[-1] == n % 100 + 1
+        if n % 7 == 0:
+            kept.append(a[:1])
+
+
+def test_thousands_of_arrays_small_and_large_leave_memory_flat(old: set[str]) -> None:
+    churn(1000)
+    before = state()
+    churn(5000)
+    assert all_gone(old)
+    assert_flat(before)
+
+
+@pytest.mark.soak
+def test_a_hundred_thousand_arrays_small_and_large_leave_memory_flat(old: set[str]) -> None:
+    churn(5000)
+    before = state()
+    churn(100_000)
+    assert all_gone(old)
+    after = state()
+    print(f"\n100,000 arrays, caller, warden and two workers: before {before}, after {after}")
+    assert_flat(before)
+
+
 def test_a_thousand_arrays_at_once_reach_the_workers_and_leave_them(old: set[str]) -> None:
     ranks()
     before = state()
@@ -308,6 +343,7 @@ def test_a_hundred_thousand_small_regions_leave_memory_flat() -> None:
     regions(2000)
     before = state()
     regions(50_000)
+    print(f"\n100,000 regions, caller, warden and two workers: before {before}, after {state()}")
     assert_flat(before)
 
 

@@ -13,7 +13,7 @@ import os
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport ETIMEDOUT
+from libc.errno cimport ETIMEDOUT, errno
 from libc.limits cimport INT_MAX
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
@@ -34,6 +34,7 @@ cdef extern from "<poll.h>" nogil:
     int poll(pollfd *fds, unsigned long n, int timeout)
     short POLLIN
 
+from dsmfor import limits
 from dsmfor._native.interrupts cimport hear
 from dsmfor._native.sealed import memfd, seal
 
@@ -57,7 +58,8 @@ cdef void *_map(int fd, size_t n, bint writable) except NULL:
     cdef int flags = MAP_SHARED if fd >= 0 else MAP_PRIVATE | MAP_ANONYMOUS
     cdef void *p = mmap(NULL, n, protection, flags, fd, 0)
     if p == MAP_FAILED:
-        raise OSError(f"cannot map {n} bytes of descriptor {fd} for a team's control memory")
+        error = OSError(errno, "")
+        raise limits.refusal(error, "map", n, live=0, what="control memory of {} for a team")
     return p
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import array
 import fcntl
+import mmap
 import os
 import pickle
 import resource
@@ -15,11 +16,22 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
+from dsmfor import limits
 from dsmfor._native.interrupts import hear
 from dsmfor._native.sealed import memfd, seal
-from dsmfor.errors import DSMError, SharedMemoryFull
+from dsmfor.errors import SharedMemoryFull
 
-__all__ = ["MOST_DESCRIPTORS", "Lost", "contents", "envelope", "lift", "pair", "receive", "send"]
+__all__ = [
+    "MOST_DESCRIPTORS",
+    "Lost",
+    "contents",
+    "envelope",
+    "lift",
+    "pair",
+    "receive",
+    "send",
+    "unfit",
+]
 
 MOST_DESCRIPTORS = 200  # in one letter; the kernel refuses more than 253
 _FIRST = 1024
@@ -72,9 +84,20 @@ def send(end: socket.socket, message: object, descriptors: Sequence[int] = ()) -
         os.close(bulk)
 
 
-def envelope(data: bytes) -> int:
-    """A descriptor of bytes that nobody can change any more."""
-    fd = memfd("dsmfor letter", max(len(data), 1))
+def unfit(error: Exception) -> tuple[str, bool, str]:
+    """The message of a process that cannot serve, for want of memory or of something else."""
+    return "unfit", isinstance(error, MemoryError), str(error)
+
+
+def envelope(data: bytes, what: str = "a message of {}") -> int:
+    """A descriptor of bytes that nobody can change any more.
+
+    Raises
+    ------
+    SharedMemoryFull
+        There is no room for `what`.
+    """
+    fd = memfd("dsmfor letter", max(len(data), 1), what)
     try:
         written, view = 0, memoryview(data)
         while written < len(data):
@@ -87,19 +110,29 @@ def envelope(data: bytes) -> int:
     return fd
 
 
-def contents(fd: int, nbytes: int | None = None) -> bytes:
-    """The bytes of an `envelope`."""
-    total = os.fstat(fd).st_size if nbytes is None else nbytes
-    parts = []
-    offset = 0
-    while offset < total:
-        part = os.pread(fd, min(total - offset, _PIECE), offset)
-        if not part:
-            raise DSMError(f"a letter of {total} bytes ended after {offset}")
-        parts.append(part)
-        offset += len(part)
-        hear()
-    return b"".join(parts)
+def contents(fd: int, what: str = "a message of {}", *, checked: bool = False) -> memoryview:
+    """The bytes of an `envelope`, where they are: nobody can change them.
+
+    Parameters
+    ----------
+    fd : int
+    what : str
+        What they are, for the message; ``{}`` for the amount.
+    checked : bool
+        It is known already that there is room for what will be made of them.
+
+    Raises
+    ------
+    SharedMemoryFull
+        There is no room for as many bytes again, or for the mapping.
+    """
+    total = os.fstat(fd).st_size
+    if not checked:
+        limits.check(total, what)
+    try:
+        return memoryview(mmap.mmap(fd, total, prot=mmap.PROT_READ))
+    except OSError as error:
+        raise limits.refusal(error, "map", total, live=0, what=what) from error
 
 
 def receive(end: socket.socket) -> tuple[Any, list[int]] | None:
@@ -124,9 +157,9 @@ def receive(end: socket.socket) -> tuple[Any, list[int]] | None:
             os.close(fd)
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         raise Lost(
-            f"process {os.getpid()} cannot take the shared arrays that it is sent: it may open "
-            f"{limit} descriptors and has not enough of them left; raise ulimit -n, close files or "
-            "use fewer arrays at a time (those below 1 MiB share a descriptor)",
+            f"process {os.getpid()} cannot take the shared arrays, or workers, that it is sent: it "
+            f"may open {limit} descriptors and has not enough of them left; raise ulimit -n, close "
+            "files or use fewer arrays at a time (those below 1 MiB share a descriptor)",
             None if not data or data[0] else pickle.loads(data[1:]),
         )
     if not data:

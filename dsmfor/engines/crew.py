@@ -23,7 +23,8 @@ from typing import NamedTuple
 from dsmfor._native.block import BROKEN, DEAD, DONE, LATE, REASONS, SPOKEN, Block, Page
 from dsmfor._native.interrupts import undisturbed
 from dsmfor._native.relay import Relay
-from dsmfor.engines.channel import envelope, lift, pair
+from dsmfor.engines.bulk import send_message
+from dsmfor.engines.channel import lift, pair
 from dsmfor.engines.launch import SPAWNS, WardenGone, WardenLine
 from dsmfor.engines.letters import Letters, Worker
 from dsmfor.engines.obituaries import obituary, whereabouts
@@ -31,7 +32,7 @@ from dsmfor.engines.outcomes import collect
 from dsmfor.engines.pages import PAGE, Mailbox
 from dsmfor.engines.recruits import leaving
 from dsmfor.engines.worker import STOP_SIGNAL
-from dsmfor.errors import WorkerDied
+from dsmfor.errors import SharedMemoryFull, WorkerDied
 from dsmfor.outcome import Bereft, Outcome
 from dsmfor.payload import Message
 
@@ -308,15 +309,14 @@ class Crew:
     def launch(self, size: int, message: Message, seed: int) -> int:
         """Send a region to its ranks and wake them; not zero if the crew is broken."""
         self.letters.supply(size, message)
+        if not self.mailbox.fits(message.data):
+            try:
+                send_message(self.letters, message.data, size)
+            except (SharedMemoryFull, OSError):
+                self.at_rest = not self.letters.spoilt  # nothing has begun
+                raise
         self.epoch += 1
-        if not self.mailbox.post(self.epoch, seed, message.data):
-            with undisturbed:
-                bulk = envelope(message.data)
-                try:
-                    for rank in range(size):
-                        self.letters.send(rank, "message", None, [bulk])
-                finally:
-                    os.close(bulk)
+        self.mailbox.post(self.epoch, seed, message.data)
         return self.block.launch(size, self.epoch)
 
     def wind_up(self, size: int, *, at_once: bool, until: float = 0.0) -> list[WorkerDied]:

@@ -11,6 +11,7 @@ Guarantees
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import threading
@@ -44,7 +45,11 @@ class Housekeeper:
         self._wake = lift(os.eventfd(0, os.EFD_CLOEXEC))
         bell.hang(self._wake)
         self._thread = threading.Thread(target=self._run, name="dsmfor housekeeping", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # Python's word for it
+            self.close()
+            raise BlockingIOError(errno.EAGAIN, "no thread can be started") from error
 
     def _run(self) -> None:
         poll = select.poll()

@@ -22,12 +22,12 @@ import numpy as np
 
 from dsmfor._native.block import LAYOUT
 from dsmfor._native.interrupts import Undisturbed, ready, undisturbed
+from dsmfor.engines.blas import VARIABLES
 from dsmfor.engines.channel import lift, pair, receive, send
 from dsmfor.engines.obituaries import signal_name
 from dsmfor.engines.recruits import STUCK, Recruit
 from dsmfor.engines.surroundings import Lookout
-from dsmfor.engines.worker import BLAS_VARIABLES
-from dsmfor.errors import DSMError, WorkerDied
+from dsmfor.errors import DSMError, SharedMemoryFull, WorkerDied
 from dsmfor.outcome import Bereft
 
 __all__ = ["SPAWNS", "WardenGone", "WardenLine"]
@@ -167,6 +167,8 @@ class WardenLine:
                 self.give_up()
             if letter[0][0] == verb:
                 return letter
+            if letter[0][0] == "unfit":
+                raise _misfit("the warden of the workers", *letter[0][1:])
             if letter[0][0] == "failed" and letter[0][1] in of:
                 _, _, rank, error = letter[0]
                 raise DSMError(
@@ -235,7 +237,12 @@ class WardenLine:
         """Wait for a new worker's first words; the descriptor of its page."""
         found = self.heed([recruit.end.fileno(), recruit.pidfd], _START, recruit.pidfd)
         letter = receive(recruit.end) if recruit.end.fileno() in found else None
-        return None if letter is None else letter[1][0]
+        if letter is None:
+            return None
+        (verb, *rest), descriptors = letter
+        if verb == "unfit":
+            raise _misfit("a worker", *rest)
+        return descriptors[0]
 
     def dismiss(self, recruit: Recruit) -> None:
         """Nobody holds a recruit any more; its obituary, if it comes, is nobody's."""
@@ -345,7 +352,7 @@ def _exec_warden(end: socket.socket) -> int:
         if packages not in path:
             path.append(packages)
         source = _SOURCE.format(path=path, fd=theirs, pidfd=pidfd)
-        environ = dict(os.environ) | dict.fromkeys(BLAS_VARIABLES, "1")
+        environ = dict(os.environ) | dict.fromkeys(VARIABLES, "1")
         actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
         # Copied onto themselves they survive the exec; here they never do, whoever else execs.
         actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (theirs, pidfd)]
@@ -367,6 +374,10 @@ def _exec_warden(end: socket.socket) -> int:
     finally:
         os.close(pidfd)
         os.close(theirs)
+
+
+def _misfit(who: str, full: bool, why: str) -> DSMError:
+    return (SharedMemoryFull if full else DSMError)(f"{who} could not be started: {why}")
 
 
 def _above_streams(fd: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dsmfor._native.block import Block
+from dsmfor.engines.bulk import open_result
 from dsmfor.engines.letters import Worker
 from dsmfor.engines.worker import ELSEWHERE
 from dsmfor.outcome import Bereft, Outcome, open_outcome, unopened
@@ -42,15 +43,15 @@ def collect(
         if worker is None or code == 0:
             outcomes.append(None)
             continue
-        if code & ELSEWHERE:
-            data = worker.recruit.receive_outcome(epoch)
-        else:
-            data = worker.page.read(0, length)
         try:
+            if code & ELSEWHERE:
+                data = open_result(worker.recruit, epoch, rank)
+            else:
+                data = memoryview(worker.page.read(0, length))
             outcomes.append(open_outcome(data))
         except Bereft:
             bereft = True
             outcomes.append(None)
-        except Exception as error:  # whatever the user's unpickling raises
+        except Exception as error:  # no room, or whatever the user's unpickling raises
             outcomes.append(Outcome(failure=unopened(error, rank, len(workers))))
     return outcomes, bereft

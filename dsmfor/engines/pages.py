@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsmfor import segments
+from dsmfor import limits, segments
 from dsmfor._native.block import Block, Page
 from dsmfor.engines.channel import contents, envelope, receive, send
 from dsmfor.errors import DSMError, SharedMemoryFull
@@ -72,17 +72,21 @@ class Mailbox:
         self._edition = 0
         self._posted: bytes | None = None
 
-    def post(self, epoch: int, seed: int, data: bytes) -> bool:
-        """Write a region's message; False if it does not fit and must go by letter."""
-        fits = _HEAD.size + len(data) <= MAILBOX
+    @staticmethod
+    def fits(data: bytes) -> bool:
+        """Whether there is room for a message; else it must go by letter, and the head says so."""
+        return _HEAD.size + len(data) <= MAILBOX
+
+    def post(self, epoch: int, seed: int, data: bytes) -> None:
+        """Write a region's message, or only its head."""
+        fits = self.fits(data)
         if data is not self._posted:
             self._edition += 1
-            self._posted = data
+            self._posted = data if fits else None
             if fits:
                 self.page.write(_HEAD.size, data)
         length = len(data) if fits else ELSEWHERE
         self.page.write(0, _HEAD.pack(epoch, length, self._edition, seed))
-        return fits
 
     def forget(self) -> None:
         """Write the next message whatever it is: workers are new."""
@@ -251,6 +255,9 @@ class Areas:
         if _LENGTH.size + len(data) <= _AREA:
             self._page.write(offset, _LENGTH.pack(len(data)) + data)
             return
+        # All ranks unpickle at once, so what they will take is asked for here, for all of them.
+        what = "a value of {} in all for every rank"
+        limits.check(len(data) * (1 + self._block.region_size()), what)
         bulk = envelope(data)
         try:
             self._broker.lend(("area", os.getpid(), area), bulk)
@@ -271,7 +278,7 @@ class Areas:
             return load(page.read(offset + _LENGTH.size, length))
         bulk = self._broker.get(("area", self._block.pid_of(rank), area))
         try:
-            return load(contents(bulk))
+            return load(contents(bulk, checked=True))
         finally:
             os.close(bulk)
 

@@ -19,16 +19,17 @@ import contextlib
 import os
 import threading
 
-from dsmfor import arenas, naming, segments, staging
+from dsmfor import arenas, limits, naming, segments, staging
 from dsmfor._native.block import DONE
 from dsmfor._native.farewell import Doorbell
 from dsmfor._native.interrupts import hear, undisturbed
+from dsmfor.engines.channel import Lost
 from dsmfor.engines.crew import Crew, Ended
 from dsmfor.engines.housekeeping import Housekeeper
 from dsmfor.engines.launch import WardenGone, WardenLine
 from dsmfor.engines.quarantine import Quarantine, see_off
 from dsmfor.engines.recruits import leaving
-from dsmfor.errors import DSMError, WorkerDied
+from dsmfor.errors import DSMError, SharedMemoryFull, WorkerDied
 from dsmfor.payload import Message
 from dsmfor.skeleton import Skeleton, retired
 
@@ -150,7 +151,15 @@ def _take(size: int, skeleton: Skeleton, call: object) -> Crew:
                 _idle.remove(crew)
                 return crew
         with undisturbed:
-            return _prepare(size, skeleton, call)
+            try:
+                return _prepare(size, skeleton, call)
+            except Lost as error:
+                raise SharedMemoryFull(str(error)) from None
+            except OSError as error:  # no descriptor, process or system call that a team takes
+                named = limits.unstartable(error)
+                if named is None:
+                    raise
+                raise named from error
 
 
 def _prepare(size: int, skeleton: Skeleton, call: object) -> Crew:
@@ -207,13 +216,18 @@ def _give_back(crew: Crew) -> None:
 
 def _start() -> None:
     global _line, _keeper
-    _line = WardenLine.start()
+    line = WardenLine.start()
+    try:
+        if _keeper is None:
+            _keeper = Housekeeper(_bell, _keep)
+            segments.on_free(_bell.note)
+            arenas.listen(_bell.hear)
+    except BaseException:
+        line.stop()
+        raise
+    _line = line
     segments.set_reclaimer(_reclaim)
     segments.set_resolver(_resolve)
-    if _keeper is None:
-        _keeper = Housekeeper(_bell, _keep)
-        segments.on_free(_bell.note)
-        arenas.listen(_bell.hear)
     if names := naming.published():
         _line.tell("names", names)
 

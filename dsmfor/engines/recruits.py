@@ -11,8 +11,8 @@ import signal
 import socket
 from collections import deque
 
-from dsmfor._native.interrupts import ready, undisturbed
-from dsmfor.engines.channel import contents, lift, receive
+from dsmfor._native.interrupts import ready
+from dsmfor.engines.channel import lift, receive
 from dsmfor.errors import DSMError
 
 __all__ = ["STUCK", "Recruit", "leaving"]
@@ -53,22 +53,14 @@ class Recruit:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
 
-    def receive_outcome(self, epoch: int) -> bytes:
-        """The outcome of region `epoch` that did not fit the page."""
-        with undisturbed:
-            fd, length = self._receive_outcome(epoch)
-            try:
-                return contents(fd, length)
-            finally:
-                os.close(fd)
-
-    def _receive_outcome(self, epoch: int) -> tuple[int, int]:
+    def receive_outcome(self, epoch: int) -> int:
+        """Descriptor of the outcome of region `epoch` that did not fit the page."""
         while True:
             letter = receive(self.end)
             if letter is None:
                 raise DSMError(f"worker process {self.pid} announced a large result and has gone")
-            (_, found, length), descriptors = letter
+            (_, found), descriptors = letter
             if found == epoch:
-                return descriptors[0], length
+                return descriptors[0]
             for fd in descriptors:  # of a region that was interrupted before anybody asked
                 os.close(fd)

@@ -28,12 +28,11 @@ from typing import Any, NoReturn
 
 from dsmfor._native.block import Block
 from dsmfor._native.relay import MORE, PIECE, SHOW, line_buffered, show_unfinished
-from dsmfor._native.sealed import memfd
 from dsmfor.engines.pages import Broker
 from dsmfor.engines.surroundings import Stream
 from dsmfor.outcome import Stop
 
-__all__ = ["Streams", "turnstile"]
+__all__ = ["Streams"]
 
 _LONGEST = 1 << 20  # bytes of a line that is kept whole
 _AT_ONCE = 1 << 16  # bytes of whole lines in one write
@@ -42,11 +41,6 @@ _PASSING = (errno.ENOBUFS, errno.ENOMEM)
 _NOWHERE = Stream("none", -1, "utf-8", "strict")
 _NEWLINE = ord("\n")
 _CONTINUES = range(0x80, 0xC0)  # bytes of UTF-8 that are not the first of their character
-
-
-def turnstile() -> int:
-    """A descriptor for locks by which the workers of all crews take turns at one pipe."""
-    return memfd("dsmfor control of pipes", 1)
 
 
 class Streams:
@@ -62,7 +56,7 @@ class Streams:
     relay : int
         Descriptor of the sending end of the crew's relay.
     turns : int
-        What `turnstile` made, in the warden.
+        What `turns.turnstile` made, in the warden.
     """
 
     def __init__(self, rank: int, block: Block, broker: Broker, relay: int, turns: int) -> None:
@@ -124,11 +118,11 @@ class Streams:
             self._write(fd, data)
             return
         # It takes as much as it has room for, and then whoever comes.
-        lockf(self._turns, LOCK_EX)
+        lockf(self._turns, LOCK_EX, 1)
         try:
             self._write(fd, data)
         finally:
-            lockf(self._turns, LOCK_UN)
+            lockf(self._turns, LOCK_UN, 1)
 
     def _write(self, fd: int, data: bytes) -> None:
         rest = memoryview(data)

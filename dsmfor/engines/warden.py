@@ -35,10 +35,10 @@ from dsmfor import segments, shmfiles
 from dsmfor._native.block import LAYOUT, Block
 from dsmfor._native.kinship import adopt_orphans
 from dsmfor.engines import worker
-from dsmfor.engines.channel import pair, receive, send
+from dsmfor.engines.channel import pair, receive, send, unfit
 from dsmfor.engines.halting import Halting
-from dsmfor.engines.streams import turnstile
 from dsmfor.engines.surroundings import redirect
+from dsmfor.engines.turns import turnstile
 from dsmfor.errors import SharedMemoryFull
 
 __all__ = ["main"]
@@ -168,9 +168,14 @@ class Warden:
         if crew is None:
             return
         crew.close()
-        for ward in self.wards.values():
-            if ward.crew == number:
-                os.kill(ward.pid, signal.SIGKILL)
+        killed = [ward for ward in self.wards.values() if ward.crew == number]
+        for ward in killed:
+            os.kill(ward.pid, signal.SIGKILL)
+        # The next crew comes right behind: where descriptors are few, it needs those of this one.
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if killed and 2 * len(os.listdir("/proc/self/fd")) > limit > 0:
+            for ward in killed:
+                self.bury(ward)
 
     def tell(self, *message: object, fd: int | None = None) -> None:
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # seen by the poll
@@ -352,11 +357,18 @@ def main(caller_fd: int, caller_pidfd: int, path: list[str]) -> None:
     gc.collect()
     gc.freeze()
     try:
+        try:
+            warden = Warden(caller, caller_pidfd)
+        except (SharedMemoryFull, OSError) as error:
+            send(caller, unfit(error))
+            while receive(caller) is not None:  # until it has read that, and gone
+                pass
+            return
         send(caller, ("ready", LAYOUT))
     except ConnectionError:
         return  # the caller has gone meanwhile
     shmfiles.sweep()
-    Warden(caller, caller_pidfd).serve()
+    warden.serve()
 
 
 def _stay(signum: int, frame: object) -> None:

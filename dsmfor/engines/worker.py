@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import threadpoolctl
 
 from dsmfor import arenas, segments
 from dsmfor._native.block import PHASES, Block, Page
 from dsmfor._native.kinship import die_with_parent
 from dsmfor._native.member import Member
-from dsmfor.engines.channel import Lost, contents, envelope, receive, send
+from dsmfor.engines.blas import BlasLimit
+from dsmfor.engines.channel import Lost, contents, envelope, receive, send, unfit
 from dsmfor.engines.offspring import end_as_child
 from dsmfor.engines.pages import ELSEWHERE as BY_LETTER
 from dsmfor.engines.pages import (
@@ -41,9 +41,10 @@ from dsmfor.engines.pages import (
 )
 from dsmfor.engines.streams import Streams
 from dsmfor.engines.surroundings import redirect, set_filters, set_numerics
+from dsmfor.engines.turns import MemoryTurn
 from dsmfor.errors import DSMError, SharedMemoryFull
 from dsmfor.hints import note_read_only
-from dsmfor.outcome import Outcome, Stop, describe_failure, text_of
+from dsmfor.outcome import Outcome, Stop, describe_failure, refused, text_of
 from dsmfor.payload import Heading, open_message
 from dsmfor.pickling import dump
 from dsmfor.replica import Replica
@@ -51,18 +52,9 @@ from dsmfor.snapshots import Snapshots
 from dsmfor.team import Settings, confine, enter
 from dsmfor.transit import Homeward
 
-__all__ = ["BLAS_VARIABLES", "STOP_SIGNAL", "Post", "main"]
+__all__ = ["STOP_SIGNAL", "Post", "main"]
 
 STOP_SIGNAL = signal.SIGRTMAX
-BLAS_VARIABLES = (
-    "OPENBLAS_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-)
-
 # What `done` was reached with; ELSEWHERE is added when the bytes went by letter.
 NOTHING, BYTES, ELSEWHERE = 0, 1, 2
 
@@ -107,7 +99,13 @@ def main(post: Post, caller: socket.socket, warden: socket.socket) -> None:
         return
     with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as comm:
         comm.write(f"dsmfor {post.crew}.{post.rank}")
-    Worker(post, caller, warden).serve()
+    try:
+        worker = Worker(post, caller, warden)
+    except (SharedMemoryFull, OSError) as error:
+        with contextlib.suppress(OSError):  # the caller has gone
+            send(caller, unfit(error))
+        return
+    worker.serve()
 
 
 class Worker:
@@ -125,6 +123,7 @@ class Worker:
         self.streams = Streams(self.rank, bell, self.broker, post.relay_fd, post.turns_fd)
         os.close(post.block_fd)
         os.close(post.mailbox_fd)
+        self.turn = MemoryTurn(post.turns_fd)
         self.member = Member(self.block, self.rank, 1)
         self.member.end()
         self.member.carrier = Areas(self.page, self.block, self.broker)
@@ -139,7 +138,7 @@ class Worker:
         self.lacking = ""  # why the last letter was not taken
         self.lacks = (0, 0)  # how many were not, with segments and with other things
         self.bulk: int | None = None  # descriptor of a message that did not fit the mailbox
-        self.blas: int | None = 1
+        self.blas = BlasLimit()
         self.environ: dict[str, str] = {}  # the caller's
         self.running = False
         self.tidied = True  # since the last region
@@ -263,7 +262,7 @@ class Worker:
             self.environ = settings["environ"]
             os.environ.clear()
             os.environ.update(self.environ)
-            self.limit_blas_variables()
+            self.blas.set_variables(self.environ)
         if "path" in settings:
             sys.path[:] = settings["path"]
         if "cwd" in settings:
@@ -277,23 +276,6 @@ class Worker:
         if "numerics" in settings:
             set_numerics(settings["numerics"])
 
-    def limit_blas_variables(self) -> None:
-        """For BLAS libraries that a kernel loads later; without a limit, what the caller has."""
-        for name in BLAS_VARIABLES:
-            value = self.environ.get(name) if self.blas is None else str(self.blas)
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-    def limit_blas(self, threads: int | None) -> None:
-        if threads == self.blas:
-            return
-        self.blas = threads
-        self.limit_blas_variables()
-        cores = len(os.sched_getaffinity(0))
-        threadpoolctl.threadpool_limits(limits=cores if threads is None else threads)
-
     # -- a region ------------------------------------------------------------------------------
 
     def run(self, epoch: int) -> None:
@@ -306,7 +288,7 @@ class Worker:
         outcome, length = NOTHING, 0
         if result is not None:
             self.block.phase(self.rank, _PICKLING)
-            outcome, length = self.hand_over(epoch, self.pack(result))
+            outcome, length = self.report(epoch, result)
             del result
         if self.order is not None:  # after packing: what a result refers to is bound until then
             self.order.replica.empty()
@@ -315,6 +297,7 @@ class Worker:
         if self.freed:
             self.drop_freed()
         if self.bulk is not None:
+            self.environment, self.edition = b"", 0  # it lies there, and is sent each time
             self.drop_bulk()
         self.block.finish(self.rank, epoch, outcome, length)
 
@@ -323,14 +306,23 @@ class Worker:
         while self.freed:
             self.broker.drop(self.freed.popleft())
 
+    def report(self, epoch: int, result: Outcome) -> tuple[int, int]:
+        """Pack and hand over an outcome; (code, length) for the acknowledgement."""
+        try:
+            with self.turn:
+                return self.hand_over(epoch, self.pack(result))
+        except (MemoryError, OSError) as error:
+            self.member.fail()
+            return self.hand_over(epoch, dump(refused(result, error, self.rank)))
+
     def hand_over(self, epoch: int, data: bytes) -> tuple[int, int]:
         """Place an outcome where the caller finds it: (code, length) for the acknowledgement."""
         if len(data) <= OUTCOME:
             self.page.write(0, data)
             return BYTES, len(data)
-        bulk = envelope(data)
+        bulk = envelope(data, "a result of {}")
         try:
-            send(self.caller, ("outcome", epoch, len(data)), [bulk])
+            send(self.caller, ("outcome", epoch), [bulk])
         finally:
             os.close(bulk)
         return BYTES | ELSEWHERE, 0
@@ -356,8 +348,8 @@ class Worker:
             if order is None or edition != self.edition:
                 order = self.read_order(length)
                 self.edition, self.order = edition, order
-            if order.blas != self.blas:
-                self.limit_blas(order.blas)
+            if order.blas != self.blas.threads:
+                self.blas.follow(order.blas, self.environ)
             bound = order.replica.bind(self.environment, order.heading.table)
             member.settings = order.settings
             member.seed = seed
@@ -410,10 +402,10 @@ class Worker:
         self.heading = data
         return _Order(replica, settings, blas, private, inward, copied, heading)
 
-    def read_bulk(self) -> bytes:
+    def read_bulk(self) -> memoryview:
         if self.bulk is None:
             raise DSMError("a region's message was to come by letter, and did not")
-        return contents(self.bulk)
+        return contents(self.bulk, checked=True)
 
     def drop_bulk(self) -> None:
         fd, self.bulk = self.bulk, None
@@ -432,6 +424,8 @@ class Worker:
             data = dump(outcome, transit)
             self.broker.export(transit.segments, self.broker.exported)
             return data
+        except MemoryError:
+            raise
         except BaseException as error:  # whatever the user's pickling raises
             kind = type(outcome.value).__qualname__
             self.member.fail()

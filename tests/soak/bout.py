@@ -226,7 +226,7 @@ class Bout:
         if what == "Ctrl-C":
             os.kill(caller, signal.SIGINT)
             return True
-        wardens = children(caller)
+        wardens = [pid for pid in children(caller) if is_warden(pid)]
         if what == "caller stopped, goes on":
             return self.stop(caller)
         if not wardens:
@@ -338,6 +338,13 @@ def children(pid: int) -> list[int]:
             text = Path(f"/proc/{pid}/task/{thread}/children").read_text()
             found += map(int, text.split())
     return found
+
+
+def is_warden(pid: int) -> bool:
+    """Whether a child is the team's, and not a fork of the caller, which has a team of its own."""
+    with contextlib.suppress(OSError):
+        return b"engines.warden" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return False
 
 
 def marked(mark: str) -> dict[int, str]:
