@@ -53,8 +53,12 @@ class WardenGone(Exception):
     instead_of: BaseException | None = None  # Ctrl-C, say, which the caller is to have all the same
 
 
-class _Killed(WorkerDied):
-    """The warden was killed before it could serve."""
+class _StillBorn(Exception):
+    """The warden has ended before it could serve, by a signal or for a cause that nobody knows."""
+
+    def __init__(self, error: DSMError) -> None:
+        super().__init__()
+        self.error = error  # if no other one lives either
 
 
 class WardenLine:
@@ -89,16 +93,19 @@ class WardenLine:
         except WardenGone:
             killer = self.stop()
             if killer:
-                raise _Killed(
-                    f"the warden of the workers (pid {self.pid}) was killed by "
-                    f"{signal_name(killer)} while it started; something ends it: see "
-                    "the kernel's log for the out-of-memory killer. The next call starts a new one"
+                raise _StillBorn(
+                    WorkerDied(
+                        f"the warden of the workers (pid {self.pid}) was killed by "
+                        f"{signal_name(killer)} while it started; something ends it: see the "
+                        "kernel's log for the out-of-memory killer. The next call starts a new one"
+                    )
                 ) from None
-            raise DSMError(
+            error = DSMError(
                 f"the warden of the workers (pid {self.pid}) ended while it started: it was "
                 f"killed, or its message is on stderr. It runs {sys.executable!r} with this "
                 "program's sys.path"
-            ) from None
+            )
+            raise (_StillBorn(error) if killer is None else error) from None
         except BaseException:
             self.stop(patience=0.0)  # it has no workers yet
             raise
@@ -110,10 +117,13 @@ class WardenLine:
     @classmethod
     def start(cls) -> Self:
         """A warden that serves; if something kills it at once, another one."""
-        for _ in range(_ATTEMPTS - 1):
-            with contextlib.suppress(_Killed):
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
                 return cls()
-        return cls()
+            except _StillBorn as dead:
+                if attempt == _ATTEMPTS:
+                    raise dead.error from None
+        raise AssertionError("the last attempt returns or raises")
 
     def heed(self, fds: list[int], seconds: float, of: int = -1) -> set[int]:
         """As `ready`, but a warden that somebody has stopped goes on, and the worker `of` too."""
@@ -292,7 +302,7 @@ class WardenLine:
         if getattr(self, "pidfd", -1) >= 0:
             self.close()
 
-    def stop(self, *, names: bool = False, patience: float = _STOP) -> int:
+    def stop(self, *, names: bool = False, patience: float = _STOP) -> int | None:
         """End the warden, and by that its workers, and wait until they are gone.
 
         Parameters
@@ -304,8 +314,9 @@ class WardenLine:
 
         Returns
         -------
-        int
-            The signal that somebody else has killed it by, or 0.
+        int or None
+            The signal that somebody else has killed it by, or 0; None if that is not known, because
+            the user's program has reaped it.
         """
         if names:
             with contextlib.suppress(WardenGone):
@@ -322,7 +333,7 @@ class WardenLine:
             killer = self._reap(kill=not ended)
         return killer if ended else 0
 
-    def _reap(self, *, kill: bool) -> int:
+    def _reap(self, *, kill: bool) -> int | None:
         if kill:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
@@ -330,7 +341,9 @@ class WardenLine:
         with contextlib.suppress(ChildProcessError):  # the user may have reaped all children
             found = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         self.close()
-        return found.si_status if found is not None and found.si_code != os.CLD_EXITED else 0
+        if found is None:
+            return None
+        return found.si_status if found.si_code != os.CLD_EXITED else 0
 
 
 def _exec_warden(end: socket.socket) -> int:
