@@ -240,7 +240,9 @@ class Sharing:
         named = []
         for name, value in arguments.items():
             intent = self._intent_of(name)
-            if intent not in (None, "private"):
+            if intent is None and not self.explicit and isinstance(value, np.ndarray):
+                named.append(value)  # all that are passed are shared
+            elif intent not in (None, "private"):
                 _claim(name, value, str(intent), intents)
                 named.append(value)
         for path in self.paths:
@@ -269,7 +271,8 @@ class Sharing:
     ) -> Any:
         """One argument as a worker would have it."""
         named = self._intent_of(name)
-        if named == "private" or (self.everything_private and named is None):
+        passed = isinstance(value, np.ndarray) and not self.explicit  # so it is shared
+        if named == "private" or (self.everything_private and named is None and not passed):
             live = isinstance(value, np.ndarray) and is_live(value)
             memo = {} if named == "private" and isinstance(value, np.ndarray) else dict(kept)
             if named is None:

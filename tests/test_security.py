@@ -308,7 +308,7 @@ def test_new_memory_reads_zero_however_it_was_used_before() -> None:
 def test_nobody_but_its_owner_can_write_what_is_unpickled(facts: Facts) -> None:
     for writers in facts.writers:
         assert len(writers) >= 3  # the mailbox, and a page for each worker
-        assert all(len(pids) == 1 for pids in writers.values()), writers
+        assert all(len(pids) <= 1 for pids in writers.values()), writers  # of a sealed letter, none
     sealed: dict[str, set[int]] = {}
     for seen in facts.descriptors:
         if seen.seals is not None:

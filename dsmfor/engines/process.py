@@ -46,6 +46,7 @@ _bell = Doorbell()  # rung when memory was freed, and when the housekeeper has o
 _keeper: Housekeeper | None = None
 _quarantine = Quarantine()
 _SOON, _LATER = 0.05, 1.0  # seconds until an answer is there, and until held blocks are asked about
+_PARTING = 5.0  # and that workers which have been killed may take to end
 _owner = os.getpid()
 
 
@@ -390,6 +391,7 @@ def shutdown() -> None:
         finally:
             if keeper is not None:  # without the guard, for which its thread may be waiting
                 keeper.stop()
+            see_off(_PARTING)
             _quarantine.turn((), _living())  # what these crews were asked, they will not answer
             arenas.listen(None)  # nobody is left who could see what this process lets go
 

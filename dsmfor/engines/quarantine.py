@@ -21,6 +21,7 @@ from __future__ import annotations
 import itertools
 import os
 import select
+import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
@@ -187,12 +188,13 @@ class Quarantine:
         self._batches = [batch for batch in self._batches if batch.crews]
 
 
-def see_off() -> bool:
-    """Whether every worker that was told to end, or lost its warden, has ended."""
+def see_off(seconds: float = 0.0) -> bool:
+    """Whether every worker that was told to end, or lost its warden, has ended by then."""
+    until = time.monotonic() + seconds
     while leaving:
         poll = select.poll()
         poll.register(leaving[0], select.POLLIN)
-        if not poll.poll(0):
+        if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
             return False
         os.close(leaving.popleft())
     return True

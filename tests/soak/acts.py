@@ -33,7 +33,7 @@ ENDS = [signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, 0, 7]
 class Disturbed(Exception):
     """A call ended with the error of a fault from outside."""
 
-    def __init__(self, error: dsm.WorkerDied | dsm.RegionTimeout) -> None:
+    def __init__(self, error: dsm.DSMError) -> None:
         super().__init__(type(error).__name__)
         self.words = str(error)
         self.pid = getattr(error, "pid", None)
@@ -217,6 +217,15 @@ def call(kernel: Any, *args: Any) -> Any:
         return kernel(*args)
     except (dsm.WorkerDied, dsm.RegionTimeout) as error:
         raise Disturbed(error) from None
+    except dsm.DSMError as error:
+        if not still_born(error):
+            raise
+        raise Disturbed(error) from None
+
+
+def still_born(error: dsm.DSMError) -> bool:
+    """Whether a warden was killed again and again as it started, in a program that reaps it."""
+    return "ended while it started: it was killed" in str(error)
 
 
 def whole(rng: random.Random) -> None:
@@ -282,6 +291,10 @@ def death_in_kernel(rng: random.Random) -> float | None:
             raise Disturbed(error) from None  # who fell first is the one that is told
         expect(data.max() <= 1, "a chunk ran twice")
         return None if np.isnan(late) else float(late)
+    except dsm.DSMError as error:
+        if not still_born(error):
+            raise
+        raise Disturbed(error) from None
     raise AssertionError(f"a rank died at {place} by {how} and the call succeeded")
 
 
@@ -298,6 +311,10 @@ def timeout(rng: random.Random) -> None:
         expect(f"rank {victim}" in str(error) or "ranks" in str(error), str(error))
         expect(time.monotonic() - began >= SHORT, "it ran out of time too soon")
         return
+    except dsm.DSMError as error:
+        if not still_born(error):
+            raise
+        raise Disturbed(error) from None
     raise AssertionError("a kernel without an end ended")
 
 

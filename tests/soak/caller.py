@@ -118,10 +118,10 @@ def full_team(record: Record) -> None:
     began = time.monotonic()
     while True:
         try:
-            ranks = acts.roll_call.using(workers=2)()
-        except acts.dsm.WorkerDied as error:
+            ranks = acts.call(acts.roll_call.using(workers=2))
+        except acts.Disturbed as fault:
             now = time.monotonic()
-            tell(disturbed="WorkerDied", pid=error.pid, at=now, words=f"roll call: {error}")
+            tell(disturbed=str(fault), pid=fault.pid, at=now, words=f"roll call: {fault.words}")
             continue
         assert ranks == [0, 1]
         record.longest("full team again", time.monotonic() - began)
