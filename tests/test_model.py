@@ -116,14 +116,14 @@ def test_a_wrong_program_fails_in_every_interleaving(name: str) -> None:
 
 DEATHS: dict[str, tuple[tuple[Region, ...], dict[str, Any]]] = {
     "any of two": ((same(2), same(2)), {"victims": (0, 1)}),
-    "at a barrier": ((same(2, meet), same(2, meet)), {"victims": (1,)}),
-    "in a loop": ((same(2, claimed), same(2)), {"victims": (1,)}),
+    "at a barrier": ((same(2, meet), same(2)), {"victims": (1,)}),
+    "in a loop": ((same(2, claimed),), {"victims": (1,)}),
     "before and behind the ring": ((same(2, ahead, ahead, ahead),), {"victims": (1,)}),
-    "with a lock": ((same(2, lock), same(2)), {"victims": (1,)}),
+    "with a lock": ((same(2, lock),), {"victims": (1,)}),
     "one that is idle": ((same(1), same(1), same(2)), {"ranks": 2, "victims": (1,)}),
     "idle beside a loop": ((same(1, claimed),) * 2, {"ranks": 2, "victims": (1,)}),
     "an idle one, or one of the team": ((same(1), same(2)), {"ranks": 2, "victims": (0, 1)}),
-    "with the value for all": ((same(2, Single()), same(2)), {"victims": (0,)}),
+    "with the value for all": ((same(2, Single()),), {"victims": (0,)}),
 }
 
 
@@ -136,7 +136,6 @@ def test_after_a_death_at_any_step_all_are_released_and_the_next_region_succeeds
 LOOKS: dict[str, tuple[tuple[Region, ...], dict[str, Any]]] = {
     "a worker": ((same(2, meet),), {"victims": (1,)}),
     "the warden": ((same(2, meet),), {"warden_dies": True}),
-    "one that is idle": ((same(1), same(2)), {"ranks": 2, "victims": (1,)}),
     "one that was to be killed": (
         (Region(((Spin(deaf=True),), (meet,)), late=True),),
         {"victims": (1,), "deaths": 0},
@@ -489,6 +488,8 @@ SOAK: dict[str, tuple[tuple[Region, ...], dict[str, Any]]] = {
     "three ranks, two slots": ((same(3, ahead, ahead, ahead),), {"ring": 2}),
     "a death of three": ((same(3, meet),), {"victims": (2,)}),
     "a death of three, nothing shared": ((same(3),), {"victims": (2,)}),
+    "a death with the value for all": ((same(2, Single()), same(2)), {"victims": (0,)}),
+    "a death at a barrier, and a barrier": ((same(2, meet), same(2, meet)), {"victims": (1,)}),
     "a death in a loop, and a loop": ((same(2, claimed), same(2, ahead)), {"victims": (1,)}),
     "a death with stolen chunks": ((same(2, stolen),), {"victims": (1,)}),
     "a death while it cancels": ((same(2, ended),), {"victims": (1,)}),
@@ -510,6 +511,10 @@ SOAK: dict[str, tuple[tuple[Region, ...], dict[str, Any]]] = {
     "a worker and the warden": (
         (same(2, meet),),
         {"victims": (1,), "warden_dies": True, "timed": True},
+    ),
+    "one that is idle": (
+        (same(1), same(2)),
+        {"ranks": 2, "victims": (1,), "timed": True},
     ),
     "a worker, and a region after": ((same(2, meet), same(2)), {"victims": (1,), "timed": True}),
     "a lock, looks": ((same(2, lock),), {"victims": (1,), "timed": True}),

@@ -49,20 +49,31 @@ class View:
 
     def __init__(self, search: Search, state: Any) -> None:
         self.search = search
-        self.state = state  # bytes, or a bytearray if something is to be assigned
+        self.state = state  # bytes; a bytearray once something was assigned
 
     def __getitem__(self, word: str) -> Any:
-        slot = self.search.slots[word]
+        slot = self.search.slots.get(word)
+        if slot is None:
+            return self.search.fixed[word]
         return self.search.values[slot][self.state[slot]]
 
     def __setitem__(self, word: str, value: Value) -> None:
-        slot = self.search.slots[word]
-        self.state[slot] = self.search.number(slot, value)
+        slot = self.search.slots.get(word)
+        if slot is not None:
+            self.unfreeze()
+            self.state[slot] = self.search.number(slot, value)
+        else:
+            assert word in self.search.unread or value == self.search.fixed[word], word
 
     def kill(self, name: str) -> None:
         """End the actor of that name: it is at its beginning again."""
         at = self.search.places[name]
+        self.unfreeze()
         self.state[at] = self.state[at + 1] = 0
+
+    def unfreeze(self) -> None:
+        if type(self.state) is bytes:
+            self.state = bytearray(self.state)
 
     def began(self, name: str) -> bool:
         at = self.search.places[name]
@@ -98,9 +109,11 @@ class Search:
     """
 
     def __init__(self, words: Words, unread: set[str], constant: set[str], timed: bool) -> None:
+        self.fixed = {word: words[word] for word in unread | constant}  # not in a state
+        words = {word: value for word, value in words.items() if word not in self.fixed}
         self.slots = {word: i for i, word in enumerate(words)}
         self.unread = unread
-        self.constant = {word: words[word] for word in constant}
+        self.constant = {word: self.fixed[word] for word in constant}
         self.timed = timed
         self.values: list[list[Value]] = [[] for _ in words]
         self.known: list[dict[Value, int]] = [{} for _ in words]
@@ -185,7 +198,7 @@ class Search:
             now = View(self, b)
             for hazard in self.hazards:
                 if hazard.may(now):
-                    view = View(self, bytearray(b))
+                    view = View(self, b)
                     hazard.happen(view)
                     yield hazard, int.from_bytes(view.state, "little")
 
@@ -239,18 +252,20 @@ class Search:
                 yield from (state + one for one in woken)
         elif op.kind == "poll":
             assert op.f is not None
-            for answer in op.f(View(self, bytearray(b))):
+            for answer in op.f(View(self, b)):
                 yield state + go(answer)
         else:
             assert op.f is not None
             self.moving = automaton, local
-            view = View(self, bytearray(b))
+            view = View(self, b)
             answer = op.f(view, *op.args)
             if op.kind == "note":
                 answer = None
             elif answer is None:
                 return
-            yield int.from_bytes(view.state, "little") + go(answer)
+            if view.state is not b:
+                state = int.from_bytes(view.state, "little")
+            yield state + go(answer)
 
     def instantly(self, automaton: Automaton, state: int) -> int:
         """Go on with an actor as long as its next steps belong to its last."""
