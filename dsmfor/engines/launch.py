@@ -82,7 +82,10 @@ class WardenLine:
             theirs.close()
         self.pidfd = -1
         try:
-            self.pidfd = lift(os.pidfd_open(self.pid))
+            try:
+                self.pidfd = lift(os.pidfd_open(self.pid))
+            except ProcessLookupError:  # it has ended, and the program ignores its children
+                raise WardenGone from None
             self.follow()
             (_, layout), _ = self._await("ready")
             if layout != LAYOUT:
@@ -323,7 +326,7 @@ class WardenLine:
                 self.tell("names", [])
         self.end.close()
         if self.pidfd < 0:
-            return 0
+            return None
         with undisturbed:
             try:
                 ended = bool(self.heed([self.pidfd], patience))
