@@ -314,16 +314,17 @@ class Bout:
                 raise Finding(f"left behind: {left}")
             time.sleep(0.005)
         self.figures.longest("everything gone", time.monotonic() - self.ended)
-        new = {name for name in set(os.listdir("/dev/shm")) - names if shares_owner(name)}
-        if new:
-            raise Finding(f"names left in /dev/shm: {sorted(new)}")
+        while new := {name for name in set(os.listdir("/dev/shm")) - names if is_ours(name)}:
+            if time.monotonic() > deadline:  # those of programs beside this one come and go
+                raise Finding(f"names left in /dev/shm: {sorted(new)}")
+            time.sleep(0.05)
 
     def complaint(self, caller: subprocess.Popen[str], words: list[str]) -> str:
         return f" (return code {caller.poll()}); stderr:\n{''.join(words)}\n{self.heard}"
 
 
-def shares_owner(name: str) -> bool:
-    """Whether a name in /dev/shm is ours; one that has gone meanwhile is not."""
+def is_ours(name: str) -> bool:
+    """Whether a name in /dev/shm is this user's; one that has gone meanwhile is not."""
     try:
         return os.stat(f"/dev/shm/{name}").st_uid == os.geteuid()
     except FileNotFoundError:

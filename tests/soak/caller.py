@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -50,6 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     for setting in options.setting:
         SETTINGS[setting]()
+    warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
     signal.signal(signal.SIGINT, acts.interrupts.handle)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever nohup has said
     record = Record()
