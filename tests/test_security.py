@@ -8,7 +8,10 @@ look into our memory (``/proc/PID/mem``); that is the system's rule and not ours
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import errno
 import fcntl
+import mmap
 import os
 import random
 import socket
@@ -33,10 +36,11 @@ import dsmfor as dsm
 from dsmfor import footer, labels, naming, segments, shmfiles
 from dsmfor._native.block import Page
 from dsmfor.engines import process
+from dsmfor.engines.channel import contents, envelope
 
 SHM = Path("/dev/shm")
 NOBODY = 65534
-F_GET_SEALS, F_SEAL_WRITE, F_SEAL_FUTURE_WRITE = 1034, 0x8, 0x10
+F_GET_SEALS, F_SEAL_FUTURE_WRITE = 1034, 0x10
 as_another_user = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 
 
@@ -154,6 +158,7 @@ class Facts:
     name_inode: int
     descriptors: list[Seen]
     writers: list[dict[int, set[int]]]  # at each look: by inode of a page, who maps it for writing
+    letters: dict[int, set[int]]  # by inode of a letter, who maps it for writing
     unix: set[str]  # lines of /proc/net/unix
     net: set[str]  # of the other tables of sockets
     command_lines: list[bytes]
@@ -198,8 +203,9 @@ def look(facts: Facts, pids: list[int]) -> None:
                     )
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             _, rights, _, _, inode, *names = line.split(maxsplit=5)
-            if names and names[0].startswith(("/memfd:dsmfor page", "/memfd:dsmfor letter")):
-                writers.setdefault(int(inode), set()).update({pid} if "w" in rights else ())
+            for kind, found in (("page", writers), ("letter", facts.letters)):
+                if names and names[0].startswith(f"/memfd:dsmfor {kind}"):
+                    found.setdefault(int(inode), set()).update({pid} if "w" in rights else ())
     facts.writers.append(writers)
     for path in Path("/proc/net").iterdir():
         if path.name == "unix":
@@ -220,7 +226,7 @@ def facts() -> Facts:
         program.ask("begin()")
         pids = family(program.pid)
         inode = (SHM / name).stat().st_ino
-        facts = Facts(name, inode, [], [], set(), set(), [], set(), [], None)
+        facts = Facts(name, inode, [], [], {}, set(), set(), [], set(), [], None)
         for pid in pids[1:]:
             facts.command_lines.append(Path(f"/proc/{pid}/cmdline").read_bytes())
         for pid in pids:
@@ -308,7 +314,8 @@ def test_new_memory_reads_zero_however_it_was_used_before() -> None:
 def test_nobody_but_its_owner_can_write_what_is_unpickled(facts: Facts) -> None:
     for writers in facts.writers:
         assert len(writers) >= 3  # the mailbox, and a page for each worker
-        assert all(len(pids) <= 1 for pids in writers.values()), writers  # of a sealed letter, none
+        assert all(len(pids) == 1 for pids in writers.values()), writers
+    assert not any(facts.letters.values())
     sealed: dict[str, set[int]] = {}
     for seen in facts.descriptors:
         if seen.seals is not None:
@@ -317,8 +324,32 @@ def test_nobody_but_its_owner_can_write_what_is_unpickled(facts: Facts) -> None:
     # A letter is sealed before it is sent: only who is writing it has it without.
     for seen in facts.descriptors:
         if seen.target.startswith("/memfd:dsmfor letter") and seen.role == "warden":
-            assert seen.seals is None or seen.seals & F_SEAL_WRITE
-    assert any(seals & F_SEAL_WRITE for seals in sealed["/memfd:dsmfor letter"])
+            assert seen.seals is None or seen.seals & F_SEAL_FUTURE_WRITE
+    assert any(seals & F_SEAL_FUTURE_WRITE for seals in sealed["/memfd:dsmfor letter"])
+
+
+def test_nobody_can_change_a_letter_not_even_who_wrote_it() -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = envelope(b"letter" * 2000)
+    again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+    try:
+        for number in (fd, again):
+            for write in (
+                lambda number=number: os.pwrite(number, b"x", 0),
+                lambda number=number: mmap.mmap(number, 4096),
+                lambda number=number: os.ftruncate(number, 0),
+                lambda number=number: os.ftruncate(number, 1 << 20),
+            ):
+                with pytest.raises(PermissionError):
+                    write()
+            hole = libc.fallocate(number, 0x3, ctypes.c_long(0), ctypes.c_long(4096))
+            assert (hole, ctypes.get_errno()) == (-1, errno.EPERM)
+        assert bytes(contents(fd)) == b"letter" * 2000
+        with pytest.raises(TypeError):
+            contents(fd)[0] = 0
+    finally:
+        os.close(fd)
+        os.close(again)
 
 
 def test_what_is_read_from_a_page_is_a_copy() -> None:

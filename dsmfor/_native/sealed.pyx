@@ -20,7 +20,7 @@ cdef extern from "<fcntl.h>" nogil:
     int F_ADD_SEALS
 
 # Python's fcntl does not have all of these; the kernel's numbers are for ever.
-cdef int SEAL_SEAL = 1, SEAL_SHRINK = 2, SEAL_GROW = 4, SEAL_WRITE = 8, SEAL_FUTURE_WRITE = 16
+cdef int SEAL_SEAL = 1, SEAL_SHRINK = 2, SEAL_GROW = 4, SEAL_FUTURE_WRITE = 16
 cdef int NOEXEC = 8  # MFD_NOEXEC_SEAL, Linux 6.3
 
 cdef Py_ssize_t PIECE = 64 << 20  # bytes reserved by one call: between two of them Ctrl-C is heard
@@ -55,16 +55,18 @@ def memfd(str name, Py_ssize_t nbytes, str what="control memory of {} for a team
     return fd
 
 
-def seal(int fd, bint now=False, bint shared=False):
-    """Nobody may resize `fd` any more, nor map it for writing.
+def seal(int fd, bint shared=False):
+    """Nobody may resize `fd` any more, nor write it but through mappings that are there already.
 
-    With `now`, nobody may write it, however it is mapped; with `shared`, everybody still may.
+    With `shared`, everybody still may write it. SEAL_WRITE would not do more for what has no such
+    mapping, and it fails with EBUSY while the kernel itself holds one of the pages.
     """
     seals = SEAL_SHRINK | SEAL_GROW | SEAL_SEAL
     if not shared:
-        seals |= SEAL_WRITE if now else SEAL_FUTURE_WRITE
+        seals |= SEAL_FUTURE_WRITE
     try:
         fcntl.fcntl(fd, F_ADD_SEALS, seals)
     except OSError as error:
-        raise OSError(error.errno, "cannot seal memory against later writers: this takes Linux "
-                      "5.1; `python -m dsmfor doctor` says what this machine lacks") from error
+        raise OSError(error.errno, f"cannot seal memory against later writers: {error.strerror}; "
+                      "this takes Linux 5.1, and `python -m dsmfor doctor` says what this machine "
+                      "lacks") from error

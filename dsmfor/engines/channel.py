@@ -103,7 +103,7 @@ def envelope(data: bytes, what: str = "a message of {}") -> int:
         while written < len(data):
             written += os.pwrite(fd, view[written : written + _PIECE], written)
             hear()
-        seal(fd, now=True)
+        seal(fd)
     except BaseException:
         os.close(fd)
         raise
