@@ -24,10 +24,13 @@ PROMPT = 2.0  # seconds that something may take after its cause
 DEADLINE = 30.0  # seconds after which a test gives up waiting for what should come at once
 
 PRELUDE = """\
-import ctypes, gc, json, os, signal, subprocess, sys, threading, time
+import ctypes, gc, json, os, signal, subprocess, sys, threading, time, warnings
 import numpy as np
 import dsmfor as dsm
 from dsmfor.engines import process
+
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, if the tests run under it, ignores it
 
 def tell(**facts):
     print(json.dumps(facts), flush=True)
