@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import json
 import os
@@ -55,7 +56,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, acts.interrupts.handle)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever nohup has said
     record = Record()
-    acts.whole(random.Random(0))
+    for warm_up in (acts.whole, acts.many_arrays, acts.large_messages, acts.error_in_kernel):
+        for seed in range(4):
+            warm_up(random.Random(seed))
     before = holdings()
     errors: list[str] = []
     act_until(time.monotonic() + options.seconds, options.threads, options.seed, record, errors)
@@ -168,6 +171,7 @@ def holdings() -> dict[str, int]:
     gc.collect()  # errors hold the frames that they passed through
     arenas.drop_spares()  # one is kept for the next small array
     staging.drop_spares()
+    ctypes.CDLL(None).malloc_trim(0)  # so that what is resident is what is held
     maps = Path("/proc/self/maps").read_text()
     status = Path("/proc/self/status").read_text()
     return {
