@@ -179,19 +179,6 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def state(pid: int) -> str:
-    """The kernel's letter for the state of a process, X if it is no more."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "X"
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended, be it a zombie."""
-    return state(pid) in "ZX"
-
-
 def until(condition: Callable[[], object]) -> None:
     """Look until it is so."""
     end = time.monotonic() + DEADLINE

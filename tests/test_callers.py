@@ -13,7 +13,8 @@ import signal
 import subprocess
 
 import pytest
-from programs import Program, gone, prompt, until
+from faults import gone
+from programs import Program, prompt, until
 
 # -- the end of the caller ----------------------------------------------------------------------
 

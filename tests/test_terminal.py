@@ -14,7 +14,8 @@ import time
 from pathlib import Path
 
 import pytest
-from programs import Program, children, prompt, state, until
+from faults import state
+from programs import Program, children, prompt, until
 
 # -- Ctrl-C -------------------------------------------------------------------------------------
 
