@@ -8,6 +8,7 @@ there with or without us. Functions and cells are numbered, and so are namespace
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from types import CellType, CodeType, FunctionType
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from dsmfor.reachable import ATOMS
 __all__ = [
     "MISSING",
     "Design",
+    "Environment",
     "FunctionNumber",
     "Imported",
     "Made",
@@ -149,6 +151,13 @@ class Stays(NamedTuple):
     why: str
     names: tuple[Any, ...] | None = None  # its keys or attributes
     parts: dict[Any, Any] | None = None  # those that can be pickled
+
+
+class Environment(NamedTuple):
+    """Values of a skeleton's slots and the arguments, pickled; empty where there are none."""
+
+    pickle: bytes | memoryview = b""
+    buffers: Sequence[memoryview] = ()  # that stayed out of it
 
 
 class Design(NamedTuple):

@@ -34,13 +34,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsmfor import limits
+from dsmfor.arrivals import Table
 from dsmfor.errors import RegionError
 from dsmfor.modules import IMPORTED, home, kind
 from dsmfor.pickling import importable
 from dsmfor.reachable import ATOMS
 from dsmfor.skeleton import Skeleton
 from dsmfor.staging import Stage
-from dsmfor.transit import Outward, Table
+from dsmfor.transit import Outward
 
 __all__ = [
     "Claims",
@@ -80,9 +81,15 @@ class Message(NamedTuple):
     """What a region sends to its workers."""
 
     skeleton: Skeleton
-    data: bytes  # a heading and an environment: see `open_message`
+    data: bytes  # a heading and an environment's pickle: see `open_message`
+    buffers: list[memoryview]  # of the environment
     segments: set[int]  # that it names
     arrays: list[np.ndarray]  # that it names: they live for as long as the message
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are sent."""
+        return len(self.data) + sum(buffer.nbytes for buffer in self.buffers)
 
 
 class Heading(NamedTuple):
@@ -99,7 +106,7 @@ _LENGTH = struct.Struct("=I")  # of a heading, which comes first
 
 
 def open_message(data: bytes | memoryview) -> tuple[bytes, memoryview]:
-    """The heading and the environment of a message; the latter is empty if there is none."""
+    """The heading and the environment's pickle of a message; empty if there is none."""
     (length,) = _LENGTH.unpack_from(data)
     end = _LENGTH.size + length
     return bytes(data[_LENGTH.size : end]), memoryview(data)[end:]
@@ -204,7 +211,7 @@ class Kernel:
             limits.check(len(environment), "a message of {}")
         data += environment
         del environment
-        message = Message(skeleton, data, transit.segments, transit.shared)
+        message = Message(skeleton, data, transit.buffers, transit.segments, transit.shared)
         if alone and all(type(value) in ATOMS for value in values):
             self._last = values, choices, message
         return message, stage

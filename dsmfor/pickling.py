@@ -21,7 +21,7 @@ import os
 import pickle
 import sys
 import threading
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from importlib import import_module
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, NoReturn
@@ -30,9 +30,10 @@ import cloudpickle
 import numpy as np
 
 from dsmfor import arrays, limits
+from dsmfor.arrivals import Table, arriving
 from dsmfor.errors import SharedMemoryFull
 from dsmfor.modules import MADE, kind, registered, space_of
-from dsmfor.transit import Homeward, Table, Transit, arriving
+from dsmfor.transit import Homeward, Transit
 
 __all__ = ["UNREMARKABLE", "dump", "importable", "load", "load_classes_anew"]
 
@@ -99,7 +100,7 @@ class _Cheap(pickle.Pickler):
     """For data: exact about arrays, refuses what would be looked up by name in vain."""
 
     def __init__(self, file: _Sheet, transit: Transit, own: frozenset[str]) -> None:
-        super().__init__(file, _PROTOCOL)
+        super().__init__(file, _PROTOCOL, buffer_callback=transit.inline)
         self.transit = transit
         self.own = own
 
@@ -137,7 +138,7 @@ class _General(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no
     """For everything else."""
 
     def __init__(self, file: _Sheet, transit: Transit, own: frozenset[str]) -> None:
-        super().__init__(file, _PROTOCOL)
+        super().__init__(file, _PROTOCOL, buffer_callback=transit.inline)
         self.transit = transit
         self.own = own
 
@@ -218,7 +219,8 @@ def dump(value: object, transit: Transit | None = None, own: frozenset[str] = fr
     ----------
     value : object
     transit : Transit, optional
-        How arrays cross; it knows afterwards which it has met. Default: as results do.
+        How arrays cross; it knows afterwards which it has met, and has the buffers that stayed out
+        of the pickle. Default: as results do.
     own : frozenset of str
         Names of modules whose functions and classes go by value.
 
@@ -294,6 +296,7 @@ def load(
     data: bytes | memoryview,
     functions: list[FunctionType] | None = None,
     table: Table | None = None,
+    buffers: Sequence[memoryview] = (),
 ) -> Any:
     """What `dump` was given.
 
@@ -304,17 +307,24 @@ def load(
         What the numbers of the dump's functions stand for here.
     table : Table, optional
         Where the dump's plain arrays have been staged.
+    buffers : sequence of memoryview, optional
+        What stayed out of the pickle.
     """
     _loading.functions = functions
     arriving.table = table or []
     try:
-        return pickle.loads(data)
+        return pickle.loads(data, buffers=buffers)
     finally:
         _loading.functions = None
         arriving.table = []
 
 
-def load_classes_anew(data: bytes | memoryview, functions: list[FunctionType], table: Table) -> Any:
+def load_classes_anew(
+    data: bytes | memoryview,
+    functions: list[FunctionType],
+    table: Table,
+    buffers: Sequence[memoryview],
+) -> Any:
     """`load`, in a worker, of what came from the caller.
 
     Classes that travel by value are made anew, so that nothing is left of what an earlier kernel,
@@ -325,7 +335,7 @@ def load_classes_anew(data: bytes | memoryview, functions: list[FunctionType], t
     _received.clear()
     before = set(_by_number)
     try:
-        return load(data, functions, table)
+        return load(data, functions, table, buffers)
     finally:
         if len(_by_number) > len(before):
             _received.update(set(_by_number) - before)

@@ -102,7 +102,7 @@ def run(
             sharing.check_met(claims, transit)
             if claims.cleared:
                 transit.clear(claims.cleared)
-            if not kernel.warned and max(len(message.data), stage.bytes_in if stage else 0) > _MUCH:
+            if not kernel.warned and max(message.nbytes, stage.bytes_in if stage else 0) > _MUCH:
                 _warn_of_captures(kernel, skeleton, values, transit)
         seed = (next(_seeds) if options.seed is None else options.seed) & _MASK
         intact = False
@@ -144,7 +144,9 @@ def _warn_of_captures(
         how += f"{name} = dsm.array({name})"
         if nbytes <= _MUCH and weigh and type(value) not in ATOMS:
             try:
-                nbytes = len(dump(value, Outward(skeleton.numbers, {}, True), skeleton.own))
+                private = Outward(skeleton.numbers, {}, True)
+                nbytes = len(dump(value, private, skeleton.own))
+                nbytes += sum(buffer.nbytes for buffer in private.buffers)
             except SharedMemoryFull:
                 return  # there was room for it once; the region itself is what counts
             how = "pickled at every call and unpickled in every worker; hold what is large in it "

@@ -28,10 +28,12 @@ from types import CellType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from dsmfor import limits
+from dsmfor.arrivals import Table
 from dsmfor.bytecode import read
 from dsmfor.design import (
     MISSING,
     Design,
+    Environment,
     FunctionNumber,
     Imported,
     Made,
@@ -50,7 +52,6 @@ from dsmfor.imported import Absent, Spot, bring_in, edited, find
 from dsmfor.modules import space_of
 from dsmfor.pickling import load, load_classes_anew
 from dsmfor.snapshots import QUIET
-from dsmfor.transit import Table
 
 __all__ = ["Bound", "Replica"]
 
@@ -300,7 +301,7 @@ class Replica:
 
     # -- run after run -------------------------------------------------------------------------
 
-    def bind(self, environment: bytes | memoryview, table: Table) -> Bound:
+    def bind(self, environment: Environment, table: Table) -> Bound:
         """Fill every slot.
 
         Without an environment there are neither slots nor arguments.
@@ -312,14 +313,16 @@ class Replica:
         for function, _, defaults in self._own:
             if defaults is not None:
                 function.__defaults__ = defaults
-        if not environment:
+        if not environment.pickle:
             return Bound(self.functions[0], (), {}, [], [], [])
         try:
-            values, args, kwargs = load_classes_anew(environment, self.functions, table)
+            values, args, kwargs = load_classes_anew(
+                environment.pickle, self.functions, table, environment.buffers
+            )
         except MemoryError as error:
             if isinstance(error, SharedMemoryFull):
                 raise
-            what = f"a message of {len(environment):,} bytes, unpickled,"
+            what = f"a message of {len(environment.pickle):,} bytes, unpickled,"
             raise limits.exhausted(what) from error
         for n, (slot, value, spot) in enumerate(zip(self._slots, values, self._spots, strict=True)):
             if spot is not None:

@@ -4,7 +4,9 @@ The picklers of pickling.py ask here. On the way out, to the workers, the rules 
 user: an array in shared memory goes by handle, a plain one is noted down to be staged once for all
 workers, a memory map goes by its file. Nobody loses a write unseen: what is not to be written back
 arrives read-only, unless it is private or belongs to an object of an installed package, whose own
-code may need to write there. On the way home, results go by handle or by value.
+code may need to write there. Large ones of those stay out of the pickle (PEP 574): all workers map
+the same bytes, and a page is copied when a worker writes it. On the way home, results go by handle
+or by value.
 
 Guarantees
 ----------
@@ -15,15 +17,14 @@ Guarantees
 from __future__ import annotations
 
 import ctypes
-import sys
-import threading
+import pickle
 from collections.abc import Callable, Mapping
 from types import FunctionType, ModuleType
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 
-from dsmfor import arrays, filemaps, limits
+from dsmfor import arrays, arrivals, filemaps, limits
 from dsmfor._native import registry
 from dsmfor.modules import INSTALLED, kind, space_of
 from dsmfor.origin import installed
@@ -33,26 +34,13 @@ __all__ = [
     "Outward",
     "Plain",
     "Private",
-    "Table",
     "Transit",
-    "arriving",
     "clear",
     "is_live",
 ]
 
-Table = list[arrays.Handle]
-"""Handles of the staged arrays of a dump, by number."""
-
 _SCALARS = (np.generic, np.dtype, np.ufunc)
-
-
-class _Arriving(threading.local):
-    """What the dump that this thread is loading refers to."""
-
-    table: Table = []  # noqa: RUF012  # replaced, never changed
-
-
-arriving = _Arriving()
+_APART = 2 << 20  # bytes from which on mapping a buffer is faster than copying it
 
 
 class Plain(NamedTuple):
@@ -88,6 +76,9 @@ class Transit(Protocol):
 
     def other(self, value: Any, kind: type, table: Mapping[type, Callable[[Any], Any]]) -> Any:
         """How any other object crosses; `table` holds reducers by type."""
+
+    def inline(self, buffer: pickle.PickleBuffer) -> bool:
+        """Whether bytes that may stay out of the pickle go into it nevertheless."""
 
 
 def is_live(array: np.ndarray) -> bool:
@@ -138,13 +129,17 @@ class Homeward:
         if handle is None or (handle[0] in self.copied and value.flags.writeable):
             return _plainly(value)
         if handle[0] in self.copied:
-            return _same, (value.copy(order="K"),)
+            return arrivals.same, (value.copy(order="K"),)
         self.segments.add(handle[0])
         return arrays.rebuild, (handle,)
 
     def other(self, value: Any, kind: type, table: Mapping[type, Callable[[Any], Any]]) -> Any:  # noqa: ARG002  # the protocol's
         """As it pickles itself."""
         return NotImplemented
+
+    def inline(self, buffer: pickle.PickleBuffer) -> bool:  # noqa: ARG002  # the protocol's
+        """A result is one piece."""
+        return True
 
 
 class Outward:
@@ -168,6 +163,8 @@ class Outward:
         The arrays that went by handle: who lets go of them lets go of their memory.
     plain : dict of int to Plain
         The plain arrays that were met, by id, in the order of their numbers.
+    buffers : list of memoryview
+        Large ones that stayed out of the pickle, in the order in which it takes them.
     strangers : list of object
         The user's functions, classes and modules that are none of the `known`, if that is given.
     """
@@ -185,6 +182,7 @@ class Outward:
         self.segments: set[int] = set()
         self.shared: list[np.ndarray] = []
         self.plain: dict[int, Plain] = {}
+        self.buffers: list[memoryview] = []
         self.met: set[int] = set()  # ids of named arrays
         self.known: set[int] | None = None  # ids of what the skeleton has surveyed
         self.strangers: list[Any] = []
@@ -199,6 +197,7 @@ class Outward:
         self.segments.clear()
         self.shared.clear()
         self.plain.clear()
+        self.buffers.clear()
         self.met.clear()
         self.strangers.clear()
         self._positions.clear()
@@ -246,7 +245,7 @@ class Outward:
             return _frozen(cast("tuple[Any, ...]", value.__reduce__()))
         number = self._positions.setdefault(id(value), len(self._positions))
         self.plain[id(value)] = Plain(value, "in" if free else str(intent))
-        return _staged, (number,)
+        return arrivals.staged, (number,)
 
     def other(self, value: Any, kind: type, table: Mapping[type, Callable[[Any], Any]]) -> Any:
         """Subclasses of ndarray, private values, and objects of installed packages."""
@@ -254,7 +253,7 @@ class Outward:
             return self._copied(value.value)
         if kind is _Border:
             self._private += value.step
-            return _nothing, ()
+            return arrivals.nothing, ()
         module = kind.__module__
         if module == "builtins" or not isinstance(module, str):
             return NotImplemented
@@ -264,6 +263,17 @@ class Outward:
             return self._enclosed(value, table.get(kind))
         return NotImplemented
 
+    def inline(self, buffer: pickle.PickleBuffer) -> bool:
+        """Small ones: what is large is kept in `buffers`."""
+        try:
+            data = buffer.raw()
+        except BufferError:  # it is in pieces: pickle says so
+            return True
+        if data.nbytes < _APART:
+            return True
+        self.buffers.append(data)
+        return False
+
     def clear(self, outs: list[np.ndarray]) -> None:
         """Zero the live arrays of intent 'out', but for what other views bring in."""
         outs = [
@@ -271,6 +281,9 @@ class Outward:
             for array in outs
             if self.intents.get(id(array)) == "out" and id(array) not in self.plain
         ]
+        for n, buffer in enumerate(self.buffers):
+            if any(np.may_share_memory(np.frombuffer(buffer, np.uint8), out) for out in outs):
+                self.buffers[n] = memoryview(bytes(buffer))
         clear(outs, [a for a in self._live if self.intents.get(id(a)) != "out"])
 
     def _by_value(self, value: np.ndarray) -> Any:
@@ -278,7 +291,7 @@ class Outward:
         _check(value)
         if value.flags.writeable:
             return _plainly(value)
-        return _same, (self._keep(value.copy(order="K")),)
+        return arrivals.same, (self._keep(value.copy(order="K")),)
 
     def _keep(self, array: np.ndarray) -> np.ndarray:
         """An array of this dump's own, to go by value."""
@@ -290,8 +303,9 @@ class Outward:
         """A private value, also if the same object is shared under another name."""
         if type(value) is np.ndarray:
             _check(value)
-            return _same, (self._keep(value.view() if value.flags.writeable else value.copy()),)
-        return _inner, (self._border(1), value, self._border(-1))
+            value = value.view() if value.flags.writeable else value.copy()
+            return arrivals.same, (self._keep(value),)
+        return arrivals.inner, (self._border(1), value, self._border(-1))
 
     def _border(self, step: int) -> _Border:
         border = _Border(step)
@@ -320,7 +334,7 @@ class Outward:
         if isinstance(reduced, str):
             return reduced
         function, arguments, state, items, pairs, setter = (*reduced, *(None,) * 4)[:6]
-        made = (_call, (self._border(1), function, arguments, self._border(-1)))
+        made = (arrivals.call, (self._border(1), function, arguments, self._border(-1)))
         if state is None and items is None and pairs is None:
             return made
         rest = (
@@ -331,7 +345,7 @@ class Outward:
             setter,
             self._border(-1),
         )
-        return *made, rest, None, None, _complete
+        return *made, rest, None, None, arrivals.complete
 
 
 def _check(array: np.ndarray) -> None:
@@ -357,91 +371,17 @@ class _Border:
         self.step = step
 
 
-# -- On the other side ----------------------------------------------------------------------------
-
-
-def _nothing() -> None:
-    """What a mark becomes."""
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
 def _plainly(value: np.ndarray) -> Any:
     """By value, as NumPy pickles it, but that it makes some big-endian arrays native."""
     if value.dtype.isnative or value.dtype.hasobject or value.dtype.kind == "T":
         return NotImplemented
     order: Literal["C", "F"] = "F" if value.flags.fnc else "C"
-    return _of_bytes, (bytearray(value.tobytes(order)), value.dtype, value.shape, order)
-
-
-def _of_bytes(
-    data: bytearray, dtype: np.dtype[Any], shape: tuple[int, ...], order: Literal["C", "F"]
-) -> np.ndarray:
-    return np.ndarray(shape, dtype, data, order=order)
-
-
-def _inner(_: None, value: Any, __: None) -> Any:
-    return value
-
-
-def _call(_: None, function: Callable[..., Any], arguments: tuple[Any, ...], __: None) -> Any:
-    return function(*arguments)
-
-
-def _complete(value: Any, rest: tuple[Any, ...]) -> None:
-    """Give an object its items and its state, in the order in which pickle does it."""
-    _, state, items, pairs, setter, _ = rest
-    if items:
-        value.extend(items) if hasattr(value, "extend") else [value.append(i) for i in items]
-    for key, item in pairs or ():
-        value[key] = item
-    if state is None:
-        return
-    if setter is not None:
-        setter(value, state)
-    else:
-        _set_state(value, state)
-
-
-def _set_state(value: Any, state: Any) -> None:
-    if hasattr(value, "__setstate__"):
-        value.__setstate__(state)
-        return
-    slots = None
-    if isinstance(state, tuple) and len(state) == 2:
-        state, slots = state
-    if state:
-        value.__dict__.update({sys.intern(name): item for name, item in state.items()})
-    for name, item in (slots or {}).items():
-        setattr(value, name, item)
-
-
-def _staged(number: int) -> np.ndarray:
-    return arrays.rebuild(arriving.table[number])
+    return arrivals.of_bytes, (bytearray(value.tobytes(order)), value.dtype, value.shape, order)
 
 
 def _frozen(reduced: tuple[Any, ...]) -> Any:
     """An array as it pickles itself, read-only."""
     function, arguments, state = (*reduced, None)[:3]
     if state is None:
-        return _made_frozen, (function, arguments)
-    return function, arguments, state, None, None, _set_frozen
-
-
-def _made_frozen(function: Callable[..., np.ndarray], arguments: tuple[Any, ...]) -> np.ndarray:
-    return _freeze(function(*arguments))
-
-
-def _set_frozen(value: np.ndarray, state: Any) -> None:
-    value.__setstate__(state)
-    _freeze(value)
-
-
-def _freeze(value: np.ndarray) -> np.ndarray:
-    if isinstance(value, np.ma.MaskedArray):
-        value.mask = np.ma.getmaskarray(value)  # one that can be frozen, too
-        np.ma.getmask(value).flags.writeable = False
-    value.flags.writeable = False
-    return value
+        return arrivals.made_frozen, (function, arguments)
+    return function, arguments, state, None, None, arrivals.set_frozen

@@ -119,6 +119,30 @@ def assert_flat(before: dict[str, list[int]], *, private: int = 4) -> None:
     assert max(grown) <= private, f"MiB by which caller, warden and workers grew: {grown}"
 
 
+# -- Private copies ------------------------------------------------------------------------------
+
+
+def test_a_private_array_takes_memory_where_it_is_written_alone() -> None:
+    a = np.ones(64 * MiB // 8)
+
+    @dsm.parallel(workers=2, private=["a"])
+    def kernel(a: np.ndarray, written: int) -> tuple[float, float]:
+        def own() -> float:
+            lines = Path("/proc/self/status").read_text().splitlines()
+            kib = next(line.split()[1] for line in lines if line.startswith("RssAnon"))
+            return int(kib) / 1024
+
+        before = own()
+        total = float(a.sum())
+        a[:written] = 2
+        return total, own() - before
+
+    for written, least, most in ((0, 0, 8), (len(a) // 2, 30, 40)):
+        for total, grown in kernel(a, written):
+            assert total == len(a)
+            assert least <= grown <= most, f"{grown} MiB for {written} elements"
+
+
 # -- The last reference -------------------------------------------------------------------------
 
 

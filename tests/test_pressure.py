@@ -128,7 +128,6 @@ EXPECTED: dict[str, dict[str, str]] = {
     "as caller": {
         "large": full(f"cannot map a shared array of {TWICE}.*", mapping),
         "plain_argument": full(f"cannot map a shared array of {ONCE}", mapping),
-        "private_copies": full(".*", private),
         "payload": full(".*", private),
         "result": full(
             "cannot map the result.* of rank 1", mapping, r".*in the caller, from .* 1 .*"

@@ -497,6 +497,82 @@ def test_private_of_everything_but_what_is_shared() -> None:
     assert (grid.steps, words, TABLE.tolist()) == (0, ["x"], [0, 1, 2, 3])
 
 
+LARGE = (1024, 1024)
+BIG = {
+    "rows": np.ones(LARGE),
+    "columns": np.ones(LARGE, order="F"),
+    "apart": np.ones((1024, 2048))[:, ::2],
+    "big-endian": np.ones(LARGE, ">f8"),
+    "records": np.ones(LARGE, [("a", "f8"), ("b", "i2")]),
+    "dates": np.ones(LARGE, "M8[s]"),
+    "read-only": np.broadcast_to(1.0, LARGE),
+}
+
+
+@pytest.mark.parametrize("array", BIG.values(), ids=BIG)
+def test_a_large_private_array_is_each_workers_own(array: np.ndarray) -> None:
+    kept: list[np.ndarray] = []
+
+    @dsm.parallel(workers=2, private="*")
+    def kernel(pair: list[np.ndarray]) -> Any:
+        a, again = pair
+        whole = bool((a == a[0, 0]).all())
+        a[dsm.rank()] = a[-1, -1] = np.zeros((), a.dtype)
+        dsm.barrier()
+        kept.append(a)
+        return whole, a is again, (a == a[-1, -1]).all(1).nonzero()[0].tolist(), a.dtype.str
+
+    for _ in range(2):
+        expected = [(True, True, [rank], array.dtype.str) for rank in range(2)]
+        assert kernel([array, array]) == expected
+    assert (array == array[0, 0]).all()
+    assert kept == []
+
+
+def test_a_large_private_array_that_a_worker_keeps_stays_as_it_was() -> None:
+    @dsm.parallel(workers=2, private=["a"])
+    def keep(a: np.ndarray) -> float:
+        kept = vars(np).setdefault("kept_by_a_test", [])  # of a module that is nobody's to restore
+        kept.append(a)
+        a[0, 0] = dsm.rank()
+        return float(sum(one[0, 0] * one[-1, -1] for one in kept))
+
+    @dsm.parallel(workers=2)
+    def drop() -> None:
+        del np.kept_by_a_test  # type: ignore[attr-defined]
+
+    try:
+        assert keep(np.full(LARGE, 2.0)) == [0, 2]
+        assert keep(np.full(LARGE, 3.0)) == [0, 5]
+    finally:
+        drop()
+
+
+def test_a_large_private_view_of_what_is_cleared_has_the_old_values() -> None:
+    live = dsm.ones(LARGE)
+
+    @dsm.parallel(workers=2, shared={"new": "out"}, private=["old"])
+    def kernel(new: np.ndarray, old: np.ndarray) -> None:
+        for i in dsm.prange(len(new)):
+            new[i] = new[i] + 2 * old[i]
+
+    kernel(live, live[:, :])
+    assert (live == 2).all()
+
+
+def test_a_large_private_frame_is_each_workers_own() -> None:
+    frame = pd.DataFrame({"a": np.arange(1e6), "b": np.arange(1e6)})
+
+    @dsm.parallel(workers=2, private=["frame"])
+    def kernel(frame: pd.DataFrame) -> float:
+        frame.loc[0, "a"] = 10.0 + dsm.rank()
+        dsm.barrier()
+        return float(frame["a"].iloc[:2].sum())
+
+    assert kernel(frame) == [11, 12]
+    assert frame["a"].iloc[0] == 0
+
+
 def test_a_name_in_both_is_refused() -> None:
     with pytest.raises(ValueError, match="'a' is both shared and private"):
         dsm.parallel(shared=["a"], private=["a"])(lambda a: None)

@@ -10,6 +10,15 @@ class Title:
 class Mapping:
     nbytes: int
     writeable: bool
-    def __init__(self, fd: int, nbytes: int, writeable: bool, kept: object = None) -> None: ...
+    def __init__(
+        self,
+        fd: int,
+        nbytes: int,
+        writeable: bool,
+        kept: object = None,
+        *,
+        start: int = 0,
+        private: bool = False,
+    ) -> None: ...
     @property
     def data(self) -> memoryview: ...

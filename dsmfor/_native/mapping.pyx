@@ -24,7 +24,7 @@ cdef extern from "<sys/mman.h>" nogil:
     void *mmap(void *address, size_t length, int protection, int flags, int fd, long offset)
     int munmap(void *address, size_t length)
     void *MAP_FAILED
-    enum: PROT_READ, PROT_WRITE, MAP_SHARED
+    enum: PROT_READ, PROT_WRITE, MAP_SHARED, MAP_PRIVATE
 
 cdef extern from "<sys/stat.h>" nogil:
     struct stat_t "stat":
@@ -105,7 +105,7 @@ cdef class Title:
 
 
 cdef class Mapping:
-    """The first `nbytes` bytes of a file, as a buffer.
+    """Bytes of a file, as a buffer.
 
     Parameters
     ----------
@@ -116,6 +116,10 @@ cdef class Mapping:
     writeable : bool
     kept : object
         Goes when the mapping does.
+    start : int, bytes
+        Offset of the first of them, a multiple of the size of a page.
+    private : bool
+        What is written is this process's alone: its own copy of the page.
 
     Raises
     ------
@@ -128,10 +132,12 @@ cdef class Mapping:
     cdef readonly bint writeable
     cdef object kept
 
-    def __cinit__(self, int fd, Py_ssize_t nbytes, bint writeable, kept=None):
+    def __cinit__(self, int fd, Py_ssize_t nbytes, bint writeable, kept=None, *,
+                  long start=0, bint private=False):
+        cdef int access = PROT_READ | (PROT_WRITE if writeable else 0)
         if nbytes < 1:
             raise ValueError(f"a mapping has at least one byte, got {nbytes}")
-        self.p = mmap(NULL, nbytes, PROT_READ | (PROT_WRITE if writeable else 0), MAP_SHARED, fd, 0)
+        self.p = mmap(NULL, nbytes, access, MAP_PRIVATE if private else MAP_SHARED, fd, start)
         if self.p == MAP_FAILED:
             self.p = NULL
             raise OSError(errno, os.strerror(errno))

@@ -10,32 +10,36 @@ import os
 
 from dsmfor import limits, segments
 from dsmfor._native.interrupts import undisturbed
-from dsmfor.engines.channel import contents, envelope
+from dsmfor.engines.channel import contents, envelope, spread
 from dsmfor.engines.letters import Letters
 from dsmfor.engines.recruits import Recruit
+from dsmfor.payload import Message
 
 __all__ = ["open_result", "send_message"]
 
 
-def send_message(letters: Letters, data: bytes, size: int) -> None:
+def send_message(letters: Letters, message: Message, size: int) -> None:
     """Send a message to `size` ranks, for the next region.
 
     All ranks unpickle at once, and each that looked for itself would find room where there is room
-    for one: so what they will take is asked for here, for all of them.
+    for one: so what they will take is asked for here, for all of them. Of buffers that is what they
+    take if every rank writes to every page.
 
     Raises
     ------
     SharedMemoryFull
         There is no room for it and its copies, also after what is kept for speed was given back.
     """
-    nbytes = len(data) * (1 + size)
+    data, buffers = message.data, message.buffers
+    sizes = [len(data), *(buffer.nbytes for buffer in buffers)]
+    nbytes = spread(sizes)[-1] * (1 + size)
     what = f"a message that takes {{}} with its copies in {size} workers"
     with undisturbed:
         segments.relieved(lambda: limits.check(nbytes, what))
-        bulk = envelope(data)
+        bulk = envelope(data, buffers=buffers)
         try:
             for rank in range(size):
-                letters.send(rank, "message", None, [bulk])
+                letters.send(rank, "message", sizes, [bulk])
         finally:
             os.close(bulk)
 

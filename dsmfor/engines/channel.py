@@ -14,10 +14,12 @@ import pickle
 import resource
 import socket
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from dsmfor import limits
 from dsmfor._native.interrupts import hear
+from dsmfor._native.mapping import Mapping
 from dsmfor._native.sealed import memfd, seal
 from dsmfor.errors import SharedMemoryFull
 
@@ -28,8 +30,10 @@ __all__ = [
     "envelope",
     "lift",
     "pair",
+    "parts",
     "receive",
     "send",
+    "spread",
     "unfit",
 ]
 
@@ -89,20 +93,38 @@ def unfit(error: Exception) -> tuple[str, bool, str]:
     return "unfit", isinstance(error, MemoryError), str(error)
 
 
-def envelope(data: bytes, what: str = "a message of {}") -> int:
+def spread(sizes: Sequence[int]) -> list[int]:
+    """Where the parts of an `envelope` begin, each on a page of its own, and where it ends."""
+    return list(
+        accumulate((-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in sizes), initial=0)
+    )
+
+
+def envelope(data: bytes, what: str = "a message of {}", buffers: Sequence[memoryview] = ()) -> int:
     """A descriptor of bytes that nobody can change any more.
+
+    Parameters
+    ----------
+    data : bytes
+    what : str
+        What they are, for the message; ``{}`` for the amount.
+    buffers : sequence of memoryview
+        More of them, at the places of `spread`.
 
     Raises
     ------
     SharedMemoryFull
-        There is no room for `what`.
+        There is no room for it all.
     """
-    fd = memfd("dsmfor letter", max(len(data), 1), what)
+    parts = [memoryview(data), *buffers]
+    *starts, end = spread([part.nbytes for part in parts])
+    fd = memfd("dsmfor letter", end if buffers else max(len(data), 1), what)
     try:
-        written, view = 0, memoryview(data)
-        while written < len(data):
-            written += os.pwrite(fd, view[written : written + _PIECE], written)
-            hear()
+        for part, start in zip(parts, starts, strict=True):
+            written = 0
+            while written < part.nbytes:
+                written += os.pwrite(fd, part[written : written + _PIECE], start + written)
+                hear()
         seal(fd)
     except BaseException:
         os.close(fd)
@@ -133,6 +155,29 @@ def contents(fd: int, what: str = "a message of {}", *, checked: bool = False) -
         return memoryview(mmap.mmap(fd, total, prot=mmap.PROT_READ))
     except OSError as error:
         raise limits.refusal(error, "map", total, live=0, what=what) from error
+
+
+def parts(fd: int, sizes: Sequence[int]) -> tuple[memoryview, list[memoryview]]:
+    """The bytes of an `envelope`, and its buffers: these may be written.
+
+    What is written is seen by nobody else, and takes memory page by page.
+
+    Raises
+    ------
+    SharedMemoryFull
+        There is no room for the mappings.
+    """
+    first, *rest = sizes
+    try:
+        data = Mapping(fd, first, writeable=False)
+        buffers = [
+            Mapping(fd, size, writeable=True, start=start, private=True)
+            for size, start in zip(rest, spread(sizes)[1:], strict=False)
+        ]
+    except OSError as error:
+        what = "a message of {}"
+        raise limits.refusal(error, "map", sum(sizes), live=0, what=what) from error
+    return data.data, [buffer.data for buffer in buffers]
 
 
 def receive(end: socket.socket) -> tuple[Any, list[int]] | None:

@@ -309,14 +309,14 @@ class Crew:
     def launch(self, size: int, message: Message, seed: int) -> int:
         """Send a region to its ranks and wake them; not zero if the crew is broken."""
         self.letters.supply(size, message)
-        if not self.mailbox.fits(message.data):
+        if not self.mailbox.fits(message):
             try:
-                send_message(self.letters, message.data, size)
+                send_message(self.letters, message, size)
             except (SharedMemoryFull, OSError):
                 self.at_rest = not self.letters.spoilt  # nothing has begun
                 raise
         self.epoch += 1
-        self.mailbox.post(self.epoch, seed, message.data)
+        self.mailbox.post(self.epoch, seed, message)
         return self.block.launch(size, self.epoch)
 
     def wind_up(self, size: int, *, at_once: bool, until: float = 0.0) -> list[WorkerDied]:

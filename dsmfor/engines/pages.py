@@ -23,6 +23,7 @@ from dsmfor._native.block import Block, Page
 from dsmfor.engines.channel import contents, envelope, receive, send
 from dsmfor.errors import DSMError, SharedMemoryFull
 from dsmfor.outcome import Bereft, Stop
+from dsmfor.payload import Message
 from dsmfor.pickling import dump, load
 from dsmfor.transit import Homeward
 
@@ -73,13 +74,13 @@ class Mailbox:
         self._posted: bytes | None = None
 
     @staticmethod
-    def fits(data: bytes) -> bool:
+    def fits(message: Message) -> bool:
         """Whether there is room for a message; else it must go by letter, and the head says so."""
-        return _HEAD.size + len(data) <= MAILBOX
+        return _HEAD.size + len(message.data) <= MAILBOX and not message.buffers
 
-    def post(self, epoch: int, seed: int, data: bytes) -> None:
+    def post(self, epoch: int, seed: int, message: Message) -> None:
         """Write a region's message, or only its head."""
-        fits = self.fits(data)
+        fits, data = self.fits(message), message.data
         if data is not self._posted:
             self._edition += 1
             self._posted = data if fits else None

@@ -9,11 +9,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import pickle
 import signal
 import socket
 import sys
-import warnings
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -25,31 +23,27 @@ from dsmfor._native.block import PHASES, Block, Page
 from dsmfor._native.kinship import die_with_parent
 from dsmfor._native.member import Member
 from dsmfor.engines.blas import BlasLimit
-from dsmfor.engines.channel import Lost, contents, envelope, receive, send, unfit
+from dsmfor.engines.channel import Lost, envelope, receive, send, unfit
 from dsmfor.engines.offspring import end_as_child
-from dsmfor.engines.pages import ELSEWHERE as BY_LETTER
+from dsmfor.engines.orders import Orders
 from dsmfor.engines.pages import (
     MAILBOX,
     OUTCOME,
     PAGE,
     Areas,
     Broker,
-    read_body,
-    read_head,
     write_held,
     write_lacks,
 )
 from dsmfor.engines.streams import Streams
 from dsmfor.engines.surroundings import redirect, set_filters, set_numerics
 from dsmfor.engines.turns import MemoryTurn
-from dsmfor.errors import DSMError, SharedMemoryFull
+from dsmfor.errors import SharedMemoryFull
 from dsmfor.hints import note_read_only
 from dsmfor.outcome import Outcome, Stop, describe_failure, refused, text_of
-from dsmfor.payload import Heading, open_message
 from dsmfor.pickling import dump
-from dsmfor.replica import Replica
 from dsmfor.snapshots import Snapshots
-from dsmfor.team import Settings, confine, enter
+from dsmfor.team import confine, enter
 from dsmfor.transit import Homeward
 
 __all__ = ["STOP_SIGNAL", "Post", "main"]
@@ -79,19 +73,6 @@ class Post:
     settings: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class _Order:
-    """The heading of a region's message, read."""
-
-    replica: Replica
-    settings: Settings
-    blas: int | None
-    private: frozenset[str] | None  # names whose values may be changed; None for all
-    inward: frozenset[str]  # names of intent 'in'
-    copied: frozenset[int]  # segments that the caller reuses after the call
-    heading: Heading
-
-
 def main(post: Post, caller: socket.socket, warden: socket.socket) -> None:
     """Serve as a rank of a crew until the caller goes."""
     die_with_parent(signal.SIGKILL)
@@ -116,7 +97,7 @@ class Worker:
         self.last = post.epoch
         self.caller = caller
         self.block = Block(post.block_fd, True)
-        self.mailbox = Page(MAILBOX, post.mailbox_fd)
+        self.orders = Orders(Page(MAILBOX, post.mailbox_fd))
         self.page = Page(PAGE)
         self.broker = Broker(warden, post.incarnation)
         bell = Block(post.block_fd, True)  # what a forked child prints wakes the caller, too
@@ -127,17 +108,10 @@ class Worker:
         self.member = Member(self.block, self.rank, 1)
         self.member.end()
         self.member.carrier = Areas(self.page, self.block, self.broker)
-        self.skeletons: dict[int, bytes] = {}  # received, to be unpickled at their first region
-        self.replicas: dict[int, Replica] = {}
-        self.edition = 0  # of the message that `order` was made of
-        self.heading = b""  # that `order` was made of
-        self.order: _Order | None = None
-        self.environment: bytes | memoryview = b""  # of the message
         self.mapped: dict[int, object] = {}  # what keeps the caller's segments mapped
         self.freed: deque[int] = deque()  # segments of ours that are gone
         self.lacking = ""  # why the last letter was not taken
         self.lacks = (0, 0)  # how many were not, with segments and with other things
-        self.bulk: int | None = None  # descriptor of a message that did not fit the mailbox
         self.blas = BlasLimit()
         self.environ: dict[str, str] = {}  # the caller's
         self.running = False
@@ -235,26 +209,17 @@ class Worker:
                 held = arenas.held(blocks)
             write_held(self.page, question, held)
         elif verb == "forget":
-            self.forget(body)
+            self.orders.forget(body)
         elif verb == "settings":
             if "streams" in body:
                 redirect(body["streams"][2], descriptors)
             self.apply(body)
         elif verb == "skeleton":
             serial, data, retired = body
-            self.forget(retired)
-            self.skeletons[serial] = data
+            self.orders.forget(retired)
+            self.orders.learn(serial, data)
         elif verb == "message":
-            self.drop_bulk()
-            self.bulk = descriptors[0]
-
-    def forget(self, serials: list[int]) -> None:
-        """Drop skeletons that the caller has given up."""
-        for serial in serials:
-            self.skeletons.pop(serial, None)
-            if (replica := self.replicas.pop(serial, None)) is not None:
-                replica.dissolve()
-        self.edition, self.order = 0, None  # what was read last may be among them
+            self.orders.expect(descriptors[0], body)
 
     def apply(self, settings: dict[str, Any]) -> None:
         """Follow what has changed of the caller's surroundings."""
@@ -290,15 +255,11 @@ class Worker:
             self.block.phase(self.rank, _PICKLING)
             outcome, length = self.report(epoch, result)
             del result
-        if self.order is not None:  # after packing: what a result refers to is bound until then
-            self.order.replica.empty()
+        self.orders.rest()  # after packing: what a result refers to is bound until then
         self.member.end()
         self.streams.rest()
         if self.freed:
             self.drop_freed()
-        if self.bulk is not None:
-            self.environment, self.edition = b"", 0  # it lies there, and is sent each time
-            self.drop_bulk()
         self.block.finish(self.rank, epoch, outcome, length)
 
     def drop_freed(self) -> None:
@@ -343,14 +304,10 @@ class Worker:
             if self.lacking:
                 lacking, self.lacking = self.lacking, ""
                 raise SharedMemoryFull(lacking)
-            length, edition, seed = read_head(self.mailbox, epoch)
-            order = self.order
-            if order is None or edition != self.edition:
-                order = self.read_order(length)
-                self.edition, self.order = edition, order
+            order, seed = self.orders.read(epoch)
             if order.blas != self.blas.threads:
                 self.blas.follow(order.blas, self.environ)
-            bound = order.replica.bind(self.environment, order.heading.table)
+            bound = self.orders.bind(order)
             member.settings = order.settings
             member.seed = seed
             block.phase(self.rank, _COMPUTING)
@@ -384,34 +341,6 @@ class Worker:
         finally:
             del bound, snapshots, value
 
-    def read_order(self, length: int) -> _Order:
-        """Unpickle a region's message."""
-        message = self.read_bulk() if length == BY_LETTER else read_body(self.mailbox, length)
-        data, self.environment = open_message(message)
-        if self.order is not None and data == self.heading:
-            return self.order
-        heading = Heading(*pickle.loads(data))
-        replica = self.replicas.get(heading.serial)
-        if replica is None:
-            with warnings.catch_warnings():  # the caller has imported it all, under other filters
-                warnings.simplefilter("ignore")
-                replica = self.replicas[heading.serial] = Replica(self.skeletons[heading.serial])
-        schedule, chunk, blas, private, inward = heading.choices
-        copied = frozenset({heading.staged} if heading.staged else ())
-        settings = Settings(schedule, chunk)
-        self.heading = data
-        return _Order(replica, settings, blas, private, inward, copied, heading)
-
-    def read_bulk(self) -> memoryview:
-        if self.bulk is None:
-            raise DSMError("a region's message was to come by letter, and did not")
-        return contents(self.bulk, checked=True)
-
-    def drop_bulk(self) -> None:
-        fd, self.bulk = self.bulk, None
-        if fd is not None:
-            os.close(fd)
-
     def note(self, size: int) -> str:
         last = self.member.last_index()
         where = f", {last[0]}" if last is not None else ""
@@ -419,8 +348,9 @@ class Worker:
 
     def pack(self, outcome: Outcome) -> bytes:
         """Pickle what the caller gets; what cannot be pickled is a failure that says so."""
+        last = self.orders.last
         try:
-            transit = Homeward(self.order.copied if self.order is not None else frozenset())
+            transit = Homeward(last.copied if last is not None else frozenset())
             data = dump(outcome, transit)
             self.broker.export(transit.segments, self.broker.exported)
             return data
