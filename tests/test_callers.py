@@ -36,17 +36,20 @@ def leave_helpers(flags):
 def watch():
     while not flags[:2].all():
         time.sleep(0.001)
-    tell(pids=sorted(process.team_pids()) + flags[:2].tolist())
+    tell(pids=sorted(process.team_pids()) + flags[:2].tolist(), child=child)
 
 held = dsm.zeros(1 << 22)
+child = 0
 thread = threading.Thread(target=watch)
-thread.start()
 if "grandchild" in sys.argv:
     # A fork that no hook of Python's hears of: it holds every descriptor that there is, for long.
+    roll_call()
     libc = ctypes.PyDLL(None)
-    if libc.fork() == 0:
-        libc.sleep(2)
+    child = libc.fork()
+    if child == 0:
+        libc.sleep(600 if "execv" in sys.argv else 2)
         libc._exit(0)
+thread.start()
 if "region" in sys.argv:
     kernel(flags)
 if "beside" in sys.argv:
@@ -59,7 +62,7 @@ if "wait" in sys.argv:
 if "_exit" in sys.argv:
     os._exit(0)
 if "execv" in sys.argv:
-    os.execv("/bin/true", ["true"])
+    os.execv("/bin/sleep", ["sleep", "600"])
 if "raise" in sys.argv:
     raise KeyError("mine")
 if "atexit" in sys.argv:
@@ -113,12 +116,10 @@ def test_nothing_outlives_a_terminal_that_is_closed():
 ENDINGS = {
     "normally": "",
     "_exit": "",
-    "execv": "",
     "raise": "KeyError: 'mine'",
     "atexit": "",
     "beside": "",
     "beside _exit": "",
-    "beside execv": "",
     "struck": "",
 }
 
@@ -134,6 +135,20 @@ def test_nothing_outlives_a_caller_that_ends(how):
             until(lambda: all(map(gone, pids)))
         assert errors.strip().endswith(ENDINGS[how])
         assert errors == "" or ENDINGS[how]
+
+
+@pytest.mark.parametrize("how", ["", "beside", "grandchild", "grandchild beside"])
+def test_nothing_outlives_a_caller_that_becomes_another_program(how):
+    with Program(ENDING, "execv", *how.split()) as program:
+        heard = program.hear()
+        try:
+            with prompt(5.0):
+                until(lambda: all(map(gone, heard["pids"])))
+        finally:
+            program.send(signal.SIGKILL)
+            if heard["child"]:
+                os.kill(heard["child"], signal.SIGKILL)
+        assert program.end() == ""
 
 
 # -- what else a program does -------------------------------------------------------------------

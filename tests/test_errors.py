@@ -7,10 +7,13 @@ comes back as itself, with its cause and notes, is test_payload.py's.
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import gc
 import os
 import sys
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -242,6 +245,71 @@ def test_an_exception_that_hangs_its_unpickler_meets_the_timeout():
 class Remains:
     def __del__(self) -> None:
         raise Own("in __del__")
+
+
+class Endless:
+    def __del__(self) -> None:
+        endless(self)
+
+
+def endless(*_: object) -> None:
+    while True:
+        time.sleep(0.001)
+
+
+def finalizer() -> None:
+    Endless()
+
+
+def cycle() -> None:
+    one = Endless()
+    one.itself = one  # type: ignore[attr-defined]
+    del one
+    gc.collect()
+
+
+def weak_reference() -> None:
+    held = Remote()
+    reference = weakref.ref(held, endless)
+    del held
+    assert reference
+
+
+def weak_dictionary() -> None:
+    kept = weakref.WeakKeyDictionary({Remote(): 1})
+    while True:
+        kept[Remote()] = 1
+
+
+def callback_of_c() -> None:
+    compare = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)(endless)
+    ctypes.CDLL(None).qsort((ctypes.c_int * 2)(2, 1), 2, 4, compare)
+
+
+class Remote:
+    """It can be referred to weakly."""
+
+
+@pytest.mark.parametrize(
+    "place",
+    [finalizer, cycle, weak_reference, weak_dictionary, callback_of_c],
+    ids=lambda f: f.__name__,
+)
+def test_a_stop_that_strikes_where_python_drops_it_is_heard_nevertheless(place, capfd):
+    @dsm.parallel(workers=2, timeout=0.1)
+    def kernel():
+        if dsm.rank() == 0:
+            dsm.barrier()
+        place()
+        while True:
+            time.sleep(0.001)
+
+    pids = warm(2)
+    for _ in range(20 if place is weak_dictionary else 2):
+        with pytest.raises(dsm.RegionTimeout):
+            kernel()
+    assert capfd.readouterr().err == ""
+    assert warm(2) == pids
 
 
 def test_an_exception_in_a_finalizer_is_told_and_changes_nothing(capfd):

@@ -28,6 +28,7 @@ from libc.stdlib cimport free, malloc
 
 import os
 import signal as signals
+import sys
 import threading
 
 cdef extern from *:
@@ -142,6 +143,7 @@ cdef extern from *:
     int pthread_sigmask(int how, const sigset_t *set, sigset_t *before)
     int SIG_SETMASK
     void *dsm_pythons
+    int PyErr_SetInterruptEx(int number)
     int Py_AddPendingCall(int (*call)(void *), void *argument)
     int Py_MakePendingCalls() except -1
     void Py_INCREF(object)
@@ -268,6 +270,36 @@ cdef class Undisturbed:
 
     def __get__(self, instance, owner):
         return self if instance is None else PyMethod_New(self, instance)
+
+
+cdef class Insistent:
+    """A `sys.unraisablehook`: what a handler raises in a finalizer, or in a callback of C code, it
+    raises again once that is over.
+
+    Compiled, for no handler runs in here.
+
+    Parameters
+    ----------
+    number : int
+        A signal whose handler raises an exception of `kind` while `holder.running`, which it makes
+        False.
+    kind : type
+    holder : object
+    """
+
+    cdef int number
+    cdef object kind, holder, before
+
+    def __init__(self, int number, kind, holder):
+        self.number, self.kind, self.holder = number, kind, holder
+        self.before = sys.unraisablehook
+
+    def __call__(self, unraisable):
+        if type(unraisable.exc_value) is not self.kind:
+            self.before(unraisable)
+            return
+        self.holder.running = True
+        PyErr_SetInterruptEx(self.number)
 
 
 cpdef hear():

@@ -9,7 +9,8 @@ Guarantees
 - When a worker dies, its death is counted within a millisecond, and its crew's words are poisoned
   if it was in a region; then it is reaped, then the caller is told. Nobody else reaps, so a pid
   that the warden kills is the worker's.
-- When the caller dies, however, every worker and the warden are gone: pidfd or end of file.
+- When the caller dies, however, every worker and the warden are gone: pidfd, end of file, or a
+  look at its memory.
 - Workers that run a region stop and go on with the caller (halting.py).
 - The names of the caller's arrays go with it (`dsmfor.shmfiles`), and with the start of a warden
   those of any dead program.
@@ -103,7 +104,10 @@ class Warden:
         while True:
             living = ((ward.crew, ward.pid) for ward in self.wards.values())
             seconds = self.halting.look(self.crews, living)
-            for fd, _ in self.poll.poll(None if seconds is None else seconds * 1000):
+            events = self.poll.poll(None if seconds is None else seconds * 1000)
+            if not events and self.halting.gone():
+                self.end()
+            for fd, _ in events:
                 handler = self.handlers.get(fd)  # an earlier one of this round may have ended it
                 if handler is not None:
                     handler()

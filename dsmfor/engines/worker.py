@@ -20,6 +20,7 @@ import numpy as np
 
 from dsmfor import arenas, segments
 from dsmfor._native.block import PHASES, Block, Page
+from dsmfor._native.interrupts import Insistent
 from dsmfor._native.kinship import die_with_parent
 from dsmfor._native.member import Member
 from dsmfor.engines.blas import BlasLimit
@@ -123,6 +124,7 @@ class Worker:
         segments.set_resolver(self.broker.resolve)
         segments.on_free(self.freed.append)
         signal.signal(STOP_SIGNAL, self.on_stop)
+        sys.unraisablehook = Insistent(STOP_SIGNAL, Stop, self)
         if "numpy.random" in sys.modules:  # else the kernel's import seeds it, in every worker anew
             np.random.seed()  # noqa: NPY002  # forks of one process would draw the same numbers
         self.apply(post.settings)

@@ -17,7 +17,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bout import Bout, Figures, Finding
+from bout import STUCK, Bout, Figures, Finding
 
 ROOT = Path(__file__).resolve().parents[2]
 STATE = ROOT / "out" / "soak.json"
@@ -55,13 +55,23 @@ class Campaign:
             "| --- | ---: |",
             *(f"| {what} | {n:,} |" for what, n in sorted(self.figures.faults.items())),
             "",
-            "| what callers did, and what they were told | times | slowest, s |",
-            "| --- | ---: | ---: |",
+            "A worker that is stopped for good is waited for until the call's timeout, 20 s:",
+            "what was slowest in programs with such a worker stands in a column of its own.",
+            "",
+            "| what callers did, and what they were told | times | slowest, s | stuck, s |",
+            "| --- | ---: | ---: | ---: |",
         ]
         slowest = dict(self.figures.slowest)
-        for what, n in sorted(self.figures.acts.items()):
-            seconds = slowest.pop(what, None)
-            rows.append(f"| {what} | {n:,} | {'' if seconds is None else f'{seconds:.2f}'} |")
+
+        def cells(what: str) -> str:
+            found = (slowest.pop(what, None), slowest.pop(what + STUCK, None))
+            return " | ".join("" if seconds is None else f"{seconds:.2f}" for seconds in found)
+
+        rows += [
+            f"| {what} | {n:,} | {cells(what)} |" for what, n in sorted(self.figures.acts.items())
+        ]
+        told = ("death in a kernel told", "full team again")
+        rows += [f"| {what} | | {cells(what)} |" for what in told]
         rows += ["", "| most of | |", "| --- | ---: |"]
         rows += [f"| {what} | {value:.2f} |" for what, value in sorted(slowest.items())]
         return "\n".join(rows)

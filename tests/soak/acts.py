@@ -203,6 +203,13 @@ def adding(arrays, total):
                 total[0] += array.sum()
 
 
+@dsm.parallel(timeout=LONG, private=["a"])
+def scribbling(a):
+    a[dsm.rank() :: 7] = 0
+    dsm.barrier()
+    return float(a.sum())
+
+
 @dsm.parallel(timeout=LONG)
 def echoing(text):
     return text
@@ -348,6 +355,14 @@ def large_messages(rng: random.Random) -> None:
     assert call(echoing.using(workers=size), text) == [text] * size
 
 
+def private_copies(rng: random.Random) -> None:
+    """Arrays of which every worker has a copy of its own, small and large."""
+    size, n = rng.randint(1, 3), 7 * rng.choice([100, 10_000, 100_000])
+    a = np.ones(n)
+    assert call(scribbling.using(workers=size), a) == [n * 6 / 7] * size
+    assert a.sum() == n
+
+
 def no_room(rng: random.Random) -> None:
     """More than there can be is refused."""
     try:
@@ -392,6 +407,7 @@ ACTS: dict[Callable[[random.Random], float | None], int] = {
     wrong_program: 6,
     many_arrays: 6,
     large_messages: 4,
+    private_copies: 4,
     no_room: 2,
 }
 """Acts and how often they come; `fork` is for callers of one thread."""

@@ -65,6 +65,9 @@ ENDINGS = {
 }
 
 
+STUCK = ", stuck"  # of figures of bouts in which a call waits for its timeout
+
+
 class Finding(Exception):
     """A promise was broken; the text says which, and how to make it happen again."""
 
@@ -284,8 +287,9 @@ class Bout:
         """It ended as it was told, and said nothing."""
         acts = self.heard.get("acts", {})
         self.figures.acts.update(acts)
+        stuck = STUCK if self.figures.faults["worker stopped for good"] else ""
         for what, seconds in self.heard.get("slowest", {}).items():
-            self.figures.longest(what, seconds)
+            self.figures.longest(what + stuck, seconds)
         if self.heard.get("errors"):
             raise Finding("\n".join(self.heard["errors"]))
         code = {"return": 0, "error": 1, "os._exit": 3, "exec": 0}.get(self.ending)
