@@ -2,19 +2,20 @@
 
 `rigged` starts wardens whose code calls `_point(name)` at the places listed in `POINTS`. There, one
 process finds the order of that name that a test has laid out (`Rig.arm`), takes it, and dies by a
-real signal, exits, or stops itself. Nothing else is changed.
+real signal, exits, stops itself or dozes for a second. Nothing else is changed.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-STOP = 1000  # in place of an exit code: stop
+STOP, DOZE = 1000, 1001  # in place of an exit code
 
 WORKER_POINTS = (
     "worker forked",
@@ -34,6 +35,7 @@ WARDEN_POINTS = (
     "warden before a fork",
     "warden after a fork",
     "warden has a worker's question",
+    "warden sees a death",
     "warden has poisoned",
     "warden before an obituary",
 )
@@ -46,7 +48,7 @@ class Rig:
         self.folder = folder
 
     def arm(self, point: str, code: int) -> None:
-        """Who comes to `point` next exits with `code`, dies of signal ``-code`` or STOPs."""
+        """Who comes to `point` next exits with `code`, dies of signal ``-code``, or as it says."""
         assert point in WORKER_POINTS + WARDEN_POINTS
         (self.folder / "order").write_text(str(code))
         (self.folder / "order").rename(self.folder / point)
@@ -102,6 +104,8 @@ def rig(folder: str) -> None:
         os.rename(f"{order}.{os.getpid()}", f"{order}.taken")
         if code == STOP:
             os.kill(os.getpid(), signal.SIGSTOP)
+        elif code == DOZE:
+            time.sleep(1.0)
         elif code >= 0:
             os._exit(code)
         else:
@@ -153,6 +157,7 @@ def rig(folder: str) -> None:
 
     around(warden, "receive", after="warden has a letter", when=here)
     around(warden.Warden, "on_worker", before="warden has a worker's question")
+    around(warden.Warden, "bury", before="warden sees a death")
     around(warden.Warden, "spawn", before="warden before a fork")
     inner = os.fork
 

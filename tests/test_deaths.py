@@ -39,7 +39,7 @@ from faults import (
     warden,
     warm,
 )
-from rigging import STOP, WARDEN_POINTS, WORKER_POINTS, Rig, rigged
+from rigging import DOZE, STOP, WARDEN_POINTS, WORKER_POINTS, Rig, rigged
 from scenes import CAUSES, GO, PLACES, Stage, play, releases
 
 import dsmfor as dsm
@@ -365,6 +365,31 @@ def test_the_warden_dies_or_stops_in_its_own_code(rig, point, code):
         rig.disarm()
     outcome(warm, 3)  # one that fell after the region
     assert_full_team(3)
+
+
+def test_one_that_has_died_beside_a_region_is_not_counted_on_in_the_next(rig):
+    @dsm.parallel(workers=2)
+    def kernel(data, go):
+        data[dsm.rank()] = 1
+        await_flag(go)
+
+    pids = warm(3)
+    data, go = dsm.zeros(2, int), dsm.zeros(1, int)
+
+    def kill():
+        until(data.all)
+        (crew,) = process._busy()
+        rig.arm("warden sees a death", DOZE)
+        os.kill(pids[2], signal.SIGKILL)
+        until(lambda: crew.past)  # the caller has seen it, and nobody has counted it
+        go[0] = 1
+
+    with meanwhile(kill):
+        kernel(data, go)
+    with prompt(DEADLINE):
+        after = warm(3)
+    assert after[:2] == pids[:2]
+    assert after[2] != pids[2]
 
 
 # -- the warden dies ----------------------------------------------------------------------------

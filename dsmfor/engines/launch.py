@@ -120,13 +120,12 @@ class WardenLine:
     @classmethod
     def start(cls) -> Self:
         """A warden that serves; if something kills it at once, another one."""
-        for attempt in range(1, _ATTEMPTS + 1):
+        for _ in range(_ATTEMPTS):
             try:
                 return cls()
             except _StillBorn as dead:
-                if attempt == _ATTEMPTS:
-                    raise dead.error from None
-        raise AssertionError("the last attempt returns or raises")
+                error = dead.error
+        raise error
 
     def heed(self, fds: list[int], seconds: float, of: int = -1) -> set[int]:
         """As `ready`, but a warden that somebody has stopped goes on, and the worker `of` too."""

@@ -68,7 +68,7 @@ def main() -> None:
     if raised != seen:
         errors.append(f"{raised} Ctrl-C became {seen} KeyboardInterrupt")
         tell(errors=errors)
-    tell(before=before, after=holdings(), files=open_and_mapped())
+    tell(before=before, after=holdings(), files=held())
     acts.roll_call.using(workers=2)()  # its end finds a team
     signal.setitimer(signal.ITIMER_REAL, 0)  # Python ends without handlers, exec without Python
     ENDS[options.end]()
@@ -149,16 +149,18 @@ def tell(**facts: object) -> None:
     os.write(1, json.dumps(facts).encode() + b"\n")
 
 
-def children(pid: int) -> int:
-    count = 0
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            count += len(Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
-    return count
-
-
-def open_and_mapped() -> list[str]:
+def children() -> list[str]:
+    """Who has not been waited for: pid, command and state."""
     found = []
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # one that has just ended
+            found += Path(f"/proc/self/task/{thread}/children").read_text().split()
+    return [" ".join(Path(f"/proc/{pid}/stat").read_text().split()[:3]) for pid in found]
+
+
+def held() -> list[str]:
+    """All that `holdings` counts, by name."""
+    found = children()
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the listing's own
             found.append(f"{fd} -> {os.readlink(f'/proc/self/fd/{fd}')}")
@@ -179,7 +181,7 @@ def holdings() -> dict[str, int]:
         "descriptors": len(os.listdir("/proc/self/fd")),
         "shared mappings": maps.count("/memfd:"),
         "mappings": maps.count("\n"),
-        "children": children(os.getpid()),
+        "children": len(children()),
         "threads": threading.active_count(),
         "resident KiB": int(status.partition("VmRSS:")[2].split()[0]),
     }
