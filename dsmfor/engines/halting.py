@@ -11,7 +11,7 @@ Guarantees
   on within `_BUSY` after it.
 - The clock of their block (`Block.clock`), which timeouts go by, stands still meanwhile.
 - Between regions a look costs a word of memory per crew, once in `_IDLE` seconds.
-- `gone` is never true of a program that lives; it takes some 20 microseconds.
+- `gone` is never true of a program that lives; it takes two microseconds.
 """
 
 from __future__ import annotations
