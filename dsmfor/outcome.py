@@ -17,6 +17,7 @@ from dsmfor.errors import (
     RemoteTraceback,
     SharedMemoryFull,
 )
+from dsmfor.handlers import by_handler
 from dsmfor.pickling import dump, load
 
 __all__ = [
@@ -141,7 +142,9 @@ def revive(failure: Failure) -> BaseException:
         if not isinstance(found, BaseException):
             raise TypeError("it is no exception here")
         error = found
-    except Exception:  # noqa: BLE001  # so may its unpickling, here too
+    except Exception as raised:  # so may its unpickling, here too
+        if by_handler(raised):
+            raise
         error = RegionError(
             f"the kernel raised {failure.name}: {failure.text} (the exception itself cannot be "
             "pickled; its traceback is the cause below)"

@@ -36,6 +36,7 @@ import numpy as np
 from dsmfor import limits
 from dsmfor.arrivals import Table
 from dsmfor.errors import RegionError
+from dsmfor.handlers import by_handler
 from dsmfor.modules import IMPORTED, home, kind
 from dsmfor.pickling import importable
 from dsmfor.reachable import ATOMS
@@ -196,10 +197,11 @@ class Kernel:
         if not alone or not skeleton.constant:
             try:
                 environment = skeleton.pack(values, args, kwargs, transit)
-            except Exception:  # perhaps in vain: what is known to the skeleton goes by number
-                if transit.strangers and not self._acquainted(transit.strangers, skeleton):
-                    return None, None
-                raise
+            except Exception as error:  # perhaps in vain: what the skeleton knows goes by number
+                known = by_handler(error) or not transit.strangers
+                if known or self._acquainted(transit.strangers, skeleton):
+                    raise
+                return None, None
             if transit.strangers and not self._acquainted(transit.strangers, skeleton):
                 return None, None
             if transit.plain:

@@ -32,6 +32,7 @@ import numpy as np
 from dsmfor import arrays, limits
 from dsmfor.arrivals import Table, arriving
 from dsmfor.errors import SharedMemoryFull
+from dsmfor.handlers import by_handler
 from dsmfor.modules import MADE, kind, registered, space_of
 from dsmfor.transit import Homeward, Transit
 
@@ -250,7 +251,9 @@ def _dump(value: object, transit: Transit, own: frozenset[str]) -> bytes:
         ValueError,  # of code with constants that no compiler makes
         AttributeError,
         ImportError,
-    ):
+    ) as error:
+        if by_handler(error):
+            raise
         transit.reset()
         file = _Sheet()
         with _switch:

@@ -22,6 +22,7 @@ from typing import Any
 from dsmfor._native.interrupts import Undisturbed
 from dsmfor.bytecode import assigns_globals, global_names
 from dsmfor.design import MISSING, Design, Made, Plan, Slot, Stays, contents, kind_of, state_of
+from dsmfor.handlers import by_handler
 from dsmfor.modules import IMPORTED, place_of, registered, space_of
 from dsmfor.pickling import dump, importable
 from dsmfor.reachable import ATOMS
@@ -221,8 +222,8 @@ class Skeleton:
             return dump((self._picklable(values), args, kwargs), transit, self.own)
         except MemoryError:
             raise
-        except Exception:
-            if not self._find_unpicklable(values):
+        except Exception as error:
+            if by_handler(error) or not self._find_unpicklable(values):
                 raise
         transit.reset()
         return dump((self._picklable(values), args, kwargs), transit, self.own)
@@ -260,5 +261,7 @@ class Skeleton:
         try:
             dump(value, Outward(self.numbers, {}, True), self.own)
         except Exception as error:
+            if by_handler(error):
+                raise
             return f"{type(error).__name__}: {error}"
         return ""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import gc
 import os
+import signal
 import sys
 import time
 import weakref
@@ -240,6 +242,91 @@ def test_an_exception_that_hangs_its_unpickler_meets_the_timeout():
         kernel()
     assert "rank 1" in str(caught.value) or "failed" in str(caught.value)
     assert len(warm(2)) == 2
+
+
+class Alarm:
+    """A handler that is no function."""
+
+    def __call__(self, *_: object) -> None:
+        raise Own("in time")
+
+    def strike(self, *_: object) -> None:
+        raise Own("in time")
+
+
+class Slow:
+    """The caller's alarm goes off while it is unpickled."""
+
+    def __setstate__(self, state: Any) -> None:
+        if os.getpid() == CALLER:
+            signal.raise_signal(signal.SIGALRM)
+
+    def __getstate__(self) -> Any:
+        return 1
+
+
+class SlowError(Slow, Exception):
+    """An exception likewise."""
+
+    def __reduce__(self) -> Any:
+        return type(self), (), 1
+
+
+@pytest.mark.parametrize("handler", [Alarm(), Alarm().strike, functools.partial(Alarm().strike)])
+@pytest.mark.parametrize("size", [1, 200_000])
+@pytest.mark.parametrize("kind", [Slow, SlowError])
+def test_a_handler_that_raises_while_a_result_arrives_is_heard_as_itself(kind, size, handler):
+    @dsm.parallel(workers=2)
+    def kernel(size):
+        if dsm.rank() == 0 and issubclass(kind, Exception):
+            raise kind
+        return kind(), "x" * size
+
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        pids = warm(2)
+        with pytest.raises(Own, match="in time"):
+            kernel(size)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert warm(2) == pids
+
+
+class Rings:
+    """An alarm goes off while it is pickled, once."""
+
+    def __init__(self) -> None:
+        self.rung = False
+
+    def __reduce__(self) -> Any:
+        if not self.rung:
+            self.rung = True
+            signal.raise_signal(signal.SIGALRM)
+        return Rings, ()
+
+
+@pytest.mark.parametrize("kind", [TimeoutError, ValueError, TypeError, ImportError])
+def test_a_handler_that_raises_while_arguments_are_pickled_is_heard_as_itself(kind):
+    def handler(*_: object) -> None:
+        raise kind("in time")
+
+    @dsm.parallel(workers=2)
+    def kernel(function, rings):
+        return function(dsm.rank())
+
+    @dsm.parallel(workers=2)
+    def capturing():
+        return captured is not None
+
+    before = signal.signal(signal.SIGALRM, handler)
+    captured = Rings()
+    try:
+        for call in (lambda: kernel(lambda x: x + 1, Rings()), capturing):
+            with pytest.raises(kind, match="in time"):
+                call()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert capturing() == [True, True]
 
 
 class Remains:

@@ -22,6 +22,7 @@ PACKAGE = Path(dsmfor.__file__).parent
 
 FLOORS = {
     "errors": 0,
+    "handlers": 0,
     "bytecode": 0,
     "origin": 0,
     "modules": 1,

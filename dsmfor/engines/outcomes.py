@@ -11,6 +11,7 @@ from dsmfor._native.block import Block
 from dsmfor.engines.bulk import open_result
 from dsmfor.engines.letters import Worker
 from dsmfor.engines.worker import ELSEWHERE
+from dsmfor.handlers import by_handler
 from dsmfor.outcome import Bereft, Outcome, open_outcome, unopened
 
 __all__ = ["collect"]
@@ -35,6 +36,11 @@ def collect(
         By rank; None for who returned None or told nothing.
     bereft : bool
         One could not be opened, because an array in it has gone with its worker.
+
+    Raises
+    ------
+    Exception
+        What a handler of a signal raises meanwhile.
     """
     outcomes: list[Outcome | None] = []
     bereft = False
@@ -53,5 +59,7 @@ def collect(
             bereft = True
             outcomes.append(None)
         except Exception as error:  # no room, or whatever the user's unpickling raises
+            if by_handler(error):
+                raise
             outcomes.append(Outcome(failure=unopened(error, rank, len(workers))))
     return outcomes, bereft
