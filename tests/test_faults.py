@@ -35,6 +35,8 @@ from faults import (
 )
 
 import dsmfor as dsm
+from dsmfor._native.interrupts import undisturbed
+from dsmfor.engines import process
 
 CALLER = os.getpid()
 
@@ -262,6 +264,30 @@ def test_a_timeout_holds_after_another_rank_has_raised():
         ended.set()
     assert gone(pids[1])
     assert_full_team(2)
+
+
+def test_the_wait_for_a_killed_worker_is_not_given_up_for_a_signal():
+    """Else Ctrl-C left a crew to nobody, while a call recovered from its warden's death."""
+
+    def strike(*_: object) -> None:
+        raise LookupError
+
+    warm(2)
+    recruit = process._idle[-1].workers[0].recruit
+    before = signal.signal(signal.SIGALRM, strike)
+    waited = []
+
+    def wait() -> None:
+        with undisturbed:
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            waited.append(recruit.ended(0.2))
+
+    try:
+        with pytest.raises(LookupError):
+            wait()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert waited == [False]
 
 
 # -- what one region leaves to the next ---------------------------------------------------------

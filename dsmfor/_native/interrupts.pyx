@@ -332,13 +332,13 @@ cdef class Unsignalled:
         pthread_sigmask(SIG_SETMASK, &self.before, NULL)
 
 
-def ready(fds, double seconds):
+def ready(fds, double seconds, bint hearing=True):
     """The descriptors that are readable or closed, within `seconds`, or an empty set.
 
     Raises
     ------
     BaseException
-        What a handler of a signal raises.
+        What a handler of a signal raises, if `hearing`.
     """
     cdef int n = len(fds), i, found
     cdef int64_t until = dsm_ms() + <int64_t>(seconds * 1000), left
@@ -358,7 +358,7 @@ def ready(fds, double seconds):
                 return {polled[i].fd for i in range(n) if polled[i].revents}
             if found < 0 and errno != EINTR:
                 raise OSError(errno, os.strerror(errno))
-            if seconds > 0:
+            if hearing and seconds > 0:
                 hear()
             if left <= 0:
                 return set()

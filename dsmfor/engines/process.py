@@ -268,8 +268,10 @@ def _forget(lost: Crew | None = None) -> None:
         return
     for crew in _living():
         if crew is lost or (crew.line is line and crew in _idle):
-            crew.outlive()
-            crew.close()
+            try:
+                crew.outlive()
+            finally:
+                crew.close()
             if crew in _idle:
                 _idle.remove(crew)
     if _line is line:

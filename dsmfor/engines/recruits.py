@@ -45,8 +45,11 @@ class Recruit:
         return fd
 
     def ended(self, seconds: float = 0.0) -> bool:
-        """Whether the process has ended, or does within `seconds`."""
-        return bool(ready([self.pidfd], seconds))
+        """Whether the process has ended, or does within `seconds`: it was killed, if they are many.
+
+        No handler of a signal is heard meanwhile: what must be gone is not given up half-way.
+        """
+        return bool(ready([self.pidfd], seconds, hearing=False))
 
     def kill(self) -> None:
         """End the process, whoever still watches over it."""
