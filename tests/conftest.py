@@ -52,6 +52,8 @@ def engine(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True, scope="session")
 def nothing_left_by_the_session(request: pytest.FixtureRequest) -> Iterator[None]:
+    gc.collect()
+    gc.freeze()  # all that the tests import is there: what follows is collected in milliseconds
     before = everything()
     yield
     ask_engine("shutdown")
@@ -84,17 +86,23 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 def what_is_left(before: Things) -> Things:
     """What is there now and was not before, once everything that is on its way out has gone."""
-    left = newer_than(before)
     deadline = time.monotonic() + PATIENCE
+    give_up_spares()
+    left = newer_than(before)
     while left and time.monotonic() < deadline:
         gc.collect()
-        staging.drop_spares()  # segments that are kept for the next call
-        ask_engine("housekeep")
-        arenas.drop_spares()  # and the last arena, for arrays to come
+        give_up_spares()
         left = newer_than(before)
         if left:
             time.sleep(0.02)
     return left
+
+
+def give_up_spares() -> None:
+    """What is kept for speed: segments for the next call, the last arena for arrays to come."""
+    staging.drop_spares()
+    ask_engine("housekeep")
+    arenas.drop_spares()
 
 
 def newer_than(before: Things) -> Things:
