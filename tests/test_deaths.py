@@ -448,6 +448,17 @@ def test_a_worker_dies_while_idle_whose_warden_is_stopped():
     assert ranks[1] != pids[1]
 
 
+def test_a_worker_stopped_at_its_birth_does_not_outlive_its_warden(rig):
+    pids = warm(2)
+    rig.arm("worker forked", STOP)  # before it has asked to end with its parent
+    rig.arm("warden after a fork", -signal.SIGKILL)
+    _, error = outcome(warm, 3)
+    assert error is None or "warden" in str(error)
+    until(lambda: (victim := rig.victim("worker forked")) and gone(victim))
+    assert all(map(gone, pids))
+    assert_full_team(3)
+
+
 # -- while much is in flight --------------------------------------------------------------------
 
 MUCH = 64 << 20

@@ -26,6 +26,7 @@ from dsmfor.engines.blas import VARIABLES
 from dsmfor.engines.channel import lift, pair, receive, send
 from dsmfor.engines.obituaries import signal_name
 from dsmfor.engines.recruits import STUCK, Recruit
+from dsmfor.engines.remains import clear_away
 from dsmfor.engines.surroundings import Lookout
 from dsmfor.errors import DSMError, SharedMemoryFull, WorkerDied
 from dsmfor.outcome import Bereft
@@ -341,7 +342,13 @@ class WardenLine:
                 signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         found = None
         with contextlib.suppress(ChildProcessError):  # the user may have reaped all children
-            found = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+            found = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
+        orderly = found is not None and (found.si_code, found.si_status) == (os.CLD_EXITED, 0)
+        # While it is a zombie, nobody else can have its pid and lead a session of that number.
+        if not orderly and (found is not None or not os.path.exists(f"/proc/{self.pid}")):
+            clear_away(self.pid)
+        with contextlib.suppress(ChildProcessError):
+            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
         self.close()
         if found is None:
             return None

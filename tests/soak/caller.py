@@ -29,6 +29,8 @@ import numpy as np
 from dsmfor import arenas, staging
 from dsmfor.engines import process
 
+SLOW = 5.0  # seconds of an act that are worth a word
+
 
 class Record:
     """Sums of one run."""
@@ -99,7 +101,10 @@ def act_until(end: float, threads: int, seed: int, record: Record, errors: list[
                 tell(disturbed=str(fault), pid=fault.pid, at=time.monotonic(), words=fault.words)
                 record.acts[str(fault)] += 1
                 full_team(record)
-            record.longest(name, time.monotonic() - began)
+            took = time.monotonic() - began
+            record.longest(name, took)
+            if took > SLOW:
+                tell(slow=f"{name} {took:.1f} s, {dict(record.acts)}")
         except KeyboardInterrupt:
             record.acts["KeyboardInterrupt"] += 1
         except BaseException:
