@@ -6,11 +6,11 @@ a handler says nothing: an alarm that raises TimeoutError must come out as that.
 
 from __future__ import annotations
 
-import signal
+import _signal  # type: ignore[import-not-found]  # Python's makes an enum of all that it tells
 import threading
 import traceback
 from functools import partial
-from types import CodeType, FunctionType
+from types import CodeType, FrameType, FunctionType
 from typing import Any
 
 __all__ = ["by_handler"]
@@ -20,8 +20,20 @@ def by_handler(error: BaseException) -> bool:
     """Whether a handler of a signal raised this, and not the code that it interrupted."""
     if threading.current_thread() is not threading.main_thread():
         return False
-    codes = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
-    return any(_code(signal.getsignal(number)) in codes for number in signal.valid_signals())
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if _given_one(frame)]
+    if not frames:
+        return False
+    codes = {_code(_signal.getsignal(number)) for number in range(1, _signal.NSIG)}
+    return any(frame.f_code in codes for frame in frames)
+
+
+def _given_one(frame: FrameType) -> bool:
+    """Whether a frame is among the arguments, as a handler's is: decorators share their code."""
+    return any(
+        isinstance(value, FrameType)
+        or (type(value) is tuple and any(isinstance(one, FrameType) for one in value))
+        for value in frame.f_locals.values()
+    )
 
 
 def _code(handler: Any) -> CodeType | None:

@@ -88,20 +88,24 @@ def run(
             )
             try:
                 message, stage = kernel.message(skeleton, claims, transit, choices)
+                if message is not None:
+                    sharing.check_met(claims, transit)
+                    if claims.cleared:
+                        transit.clear(claims.cleared)
             except MemoryError as error:
                 if relieved and isinstance(error, SharedMemoryFull):
                     raise
                 if relieved:
                     name = kernel.function.__qualname__
                     raise limits.exhausted(f"what {name} sends to its workers") from error
+                if stage is not None:
+                    stage.close()
+                message = stage = None
                 segments.reclaim()  # what idle workers hold, and what is kept for speed
                 relieved = True
                 continue
             if message is None:
                 continue
-            sharing.check_met(claims, transit)
-            if claims.cleared:
-                transit.clear(claims.cleared)
             if not kernel.warned and max(message.nbytes, stage.bytes_in if stage else 0) > _MUCH:
                 _warn_of_captures(kernel, skeleton, values, transit)
         seed = (next(_seeds) if options.seed is None else options.seed) & _MASK
@@ -118,6 +122,8 @@ def run(
     finally:
         if stage is not None:
             stage.close()
+        if message is not None:
+            message.buffers.clear()  # a traceback may keep this frame
     copied = (0, 0) if stage is None else (stage.bytes_in, stage.bytes_out)
     seconds = time.perf_counter() - began
     if ended.reason == "none" and not ended.outcomes:
@@ -149,7 +155,7 @@ def _warn_of_captures(
                 nbytes += sum(buffer.nbytes for buffer in private.buffers)
             except SharedMemoryFull:
                 return  # there was room for it once; the region itself is what counts
-            how = "pickled at every call and unpickled in every worker; hold what is large in it "
+            how = "sent to the workers at every call; hold what is large in it "
             how += "in shared arrays (dsm.array), or make it inside the kernel"
         if nbytes > _MUCH:
             kernel.warned = True

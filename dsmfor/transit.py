@@ -269,7 +269,7 @@ class Outward:
             data = buffer.raw()
         except BufferError:  # it is in pieces: pickle says so
             return True
-        if data.nbytes < _APART:
+        if data.nbytes < _APART or not isinstance(data.obj, np.ndarray):  # it would be a memoryview
             return True
         self.buffers.append(data)
         return False
@@ -281,9 +281,11 @@ class Outward:
             for array in outs
             if self.intents.get(id(array)) == "out" and id(array) not in self.plain
         ]
+        elsewhere = any(filemaps.by_file(out, None) is not None for out in outs)  # mapped twice
         for n, buffer in enumerate(self.buffers):
-            if any(np.may_share_memory(np.frombuffer(buffer, np.uint8), out) for out in outs):
-                self.buffers[n] = memoryview(bytes(buffer))
+            data = np.frombuffer(buffer, np.uint8)
+            if elsewhere or any(np.may_share_memory(data, out) for out in outs):
+                self.buffers[n] = data.copy().data
         clear(outs, [a for a in self._live if self.intents.get(id(a)) != "out"])
 
     def _by_value(self, value: np.ndarray) -> Any:
@@ -351,7 +353,7 @@ class Outward:
 def _check(array: np.ndarray) -> None:
     """Refuse to send by value what has no room in a pickle, before it is copied for that."""
     if array.nbytes >= limits.LARGE:
-        limits.check(array.nbytes, "the pickle of an array of {}, which goes by value,")
+        limits.check(array.nbytes, "a copy of an array of {}, which goes by value,")
 
 
 def _writable(array: np.ndarray) -> np.ndarray:

@@ -373,13 +373,61 @@ def callback_of_c() -> None:
     ctypes.CDLL(None).qsort((ctypes.c_int * 2)(2, 1), 2, 4, compare)
 
 
+def chained_hook() -> None:
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        Endless()
+        while True:
+            time.sleep(0.001)
+    finally:
+        sys.unraisablehook = before
+
+
 class Remote:
     """It can be referred to weakly."""
 
 
+class Cleans:
+    """A finalizer with something to do; the first of them never ends by itself."""
+
+    def __init__(self, done: np.ndarray) -> None:
+        self.done = done
+
+    def __del__(self) -> None:
+        self.done[1] += 1
+        while self.done[1] == 1:
+            time.sleep(0.001)
+        self.done[0] += 1
+
+
+def test_a_stop_that_strikes_a_finalizer_spares_those_that_come_with_it(capfd):
+    done = dsm.zeros(2, int)
+
+    @dsm.parallel(workers=2, timeout=0.1)
+    def kernel(done):
+        if dsm.rank() == 0:
+            dsm.barrier()
+        many = [Cleans(done) for _ in range(1000)]
+        many.clear()
+        while True:
+            time.sleep(0.001)
+
+    pids = warm(2)
+    with pytest.raises(dsm.RegionTimeout):
+        kernel(done)
+    assert done.tolist() == [999, 1000]
+    assert capfd.readouterr().err == ""
+    assert warm(2) == pids
+
+
 @pytest.mark.parametrize(
     "place",
-    [finalizer, cycle, weak_reference, weak_dictionary, callback_of_c],
+    [finalizer, cycle, weak_reference, weak_dictionary, callback_of_c, chained_hook],
     ids=lambda f: f.__name__,
 )
 def test_a_stop_that_strikes_where_python_drops_it_is_heard_nevertheless(place, capfd):

@@ -7,6 +7,7 @@ import collections
 import dataclasses
 import functools
 import os
+import pickle
 import re
 import types
 import warnings
@@ -498,6 +499,18 @@ def test_private_of_everything_but_what_is_shared() -> None:
 
 
 LARGE = (1024, 1024)
+
+
+class Apart:
+    """It lets its bytes stay out of the pickle."""
+
+    def __init__(self, data: bytearray) -> None:
+        self.data = data
+
+    def __reduce_ex__(self, _protocol: Any) -> Any:
+        return Apart, (pickle.PickleBuffer(self.data),)
+
+
 BIG = {
     "rows": np.ones(LARGE),
     "columns": np.ones(LARGE, order="F"),
@@ -558,6 +571,27 @@ def test_a_large_private_view_of_what_is_cleared_has_the_old_values() -> None:
 
     kernel(live, live[:, :])
     assert (live == 2).all()
+
+
+def test_a_large_private_map_of_a_file_that_is_cleared_has_the_old_values(tmp_path: Path) -> None:
+    np.full(LARGE, 7.0).tofile(tmp_path / "sevens")
+    new, old = (np.memmap(tmp_path / "sevens", float, "r+", shape=LARGE) for _ in range(2))
+
+    @dsm.parallel(workers=2, shared={"new": "out"}, private=["old"])
+    def kernel(new: np.ndarray, old: np.ndarray) -> None:
+        for i in dsm.prange(len(new)):
+            new[i] = old[i] + 1
+
+    kernel(new, np.asarray(old))
+    assert (new == 8).all()
+
+
+def test_what_a_users_class_pickles_apart_arrives_as_in_small() -> None:
+    @dsm.parallel(workers=2, private="*")
+    def kernel(box: Apart) -> str:
+        return type(box.data).__name__
+
+    assert kernel(Apart(bytearray(100))) == kernel(Apart(bytearray(1 << 22))) == ["bytearray"] * 2
 
 
 def test_a_large_private_frame_is_each_workers_own() -> None:

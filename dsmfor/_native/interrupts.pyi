@@ -1,6 +1,7 @@
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from types import FrameType
 from typing import Any
 
 undisturbed: AbstractContextManager[None, None]
@@ -11,8 +12,15 @@ class Undisturbed:
     def __get__(self, instance: object, owner: type | None = None) -> Callable[..., None]: ...
 
 class Insistent:
-    def __init__(self, number: int, kind: type[BaseException], holder: object) -> None: ...
-    def __call__(self, unraisable: sys.UnraisableHookArgs) -> None: ...
+    def __init__(
+        self,
+        number: int,
+        kind: type[BaseException],
+        strike: Callable[[], None],
+        again: Callable[[], None],
+    ) -> None: ...
+    def handle(self, number: int, frame: FrameType | None) -> None: ...
+    def hook(self, unraisable: sys.UnraisableHookArgs) -> None: ...
 
 class Unsignalled:
     def __enter__(self) -> None: ...

@@ -161,6 +161,7 @@ cdef extern from "<poll.h>" nogil:
 cdef pthread_t main = 0   # the thread in which Python runs handlers
 cdef int depth = 0        # of blocks, in that thread
 cdef object due = None    # what a handler raised that ran at the beginning of a block
+cdef int64_t PATIENCE = 50  # ms between two strikes, if finalizers follow one another
 cdef int64_t SLICE = 100  # ms: what a signal between the look at it and the wait can cost
 
 
@@ -273,33 +274,65 @@ cdef class Undisturbed:
 
 
 cdef class Insistent:
-    """A `sys.unraisablehook`: what a handler raises in a finalizer, or in a callback of C code, it
-    raises again once that is over.
+    """A handler that raises, whose exception Python may drop: in a finalizer, or a callback of C code.
 
-    Compiled, for no handler runs in here.
+    `handle` is the handler, `hook` the `sys.unraisablehook` that sees what is dropped. The next
+    strike waits until the C code is over that called what was struck, for it may have more
+    finalizers to call; a while at most, for they may be endless. Compiled: no handler runs in here.
 
     Parameters
     ----------
     number : int
-        A signal whose handler raises an exception of `kind` while `holder.running`, which it makes
-        False.
+        The signal.
     kind : type
-    holder : object
+        What is raised.
+    strike : callable
+        Raises it, or finds that there is no need to; without arguments.
+    again : callable
+        Called when it was dropped, before the next strike.
     """
 
-    cdef int number
-    cdef object kind, holder, before
+    cdef int number, place
+    cdef object kind, strike, again, before, below
+    cdef int64_t until
 
-    def __init__(self, int number, kind, holder):
-        self.number, self.kind, self.holder = number, kind, holder
+    def __init__(self, int number, kind, strike, again):
+        self.number, self.kind, self.strike, self.again = number, kind, strike, again
         self.before = sys.unraisablehook
+        self.below = None  # the frame that called into C, and the place in it
 
-    def __call__(self, unraisable):
+    def handle(self, _number, frame):
+        """For `signal.signal`."""
+        if self.below is not None and dsm_ms() < self.until and self.inside(frame):
+            PyErr_SetInterruptEx(self.number)
+            return
+        self.below = None
+        self.strike()
+
+    def hook(self, unraisable):
+        """For `sys.unraisablehook`."""
         if type(unraisable.exc_value) is not self.kind:
             self.before(unraisable)
             return
-        self.holder.running = True
+        trace = unraisable.exc_traceback
+        self.below = None if trace is None else trace.tb_frame.f_back
+        if self.below is not None:
+            self.place = self.below.f_lasti
+        self.until = dsm_ms() + PATIENCE
+        self.again()
         PyErr_SetInterruptEx(self.number)
+
+    cdef bint inside(self, frame):
+        """Whether the frame `below` still waits for the C code, and `frame` is of its callees."""
+        if self.below.f_lasti != self.place:
+            return False
+        if frame is self.below:
+            return False
+        while frame is not None:
+            if frame is self.below:
+                return True
+            frame = frame.f_back
+        return False
 
 
 cpdef hear():

@@ -17,6 +17,7 @@ Guarantees
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 from collections.abc import Iterable, Mapping
@@ -53,7 +54,7 @@ class Halting:
             self._stat = os.open(f"/proc/{caller}/stat", os.O_RDONLY | os.O_CLOEXEC)
         with contextlib.suppress(OSError):  # not for us to see
             self._maps = os.open(f"/proc/{caller}/maps", os.O_RDONLY | os.O_CLOEXEC)
-        self._seen = not self._unmapped()  # else this kernel shows nobody's
+        self._seen = self._maps >= 0 and not self._unmapped()  # else this kernel shows nobody's
 
     def close(self) -> None:
         """Let go of the descriptors, in a worker."""
@@ -69,8 +70,8 @@ class Halting:
         """Whether there is nothing in the address space that was the caller's at the start."""
         try:
             return not os.pread(self._maps, 1, 0)
-        except OSError:
-            return True
+        except OSError as error:
+            return error.errno == errno.ESRCH
 
     def look(self, crews: Mapping[int, _Crew], workers: Iterable[tuple[int, int]]) -> float | None:
         """Stop or continue workers as the caller is; seconds until the next look, None for never.

@@ -126,7 +126,10 @@ class WardenLine:
                 return cls()
             except _StillBorn as dead:
                 error = dead.error
-        raise error
+        try:
+            raise error
+        finally:  # its traceback holds this frame
+            del error
 
     def heed(self, fds: list[int], seconds: float, of: int = -1) -> set[int]:
         """As `ready`, but a warden that somebody has stopped goes on, and the worker `of` too."""

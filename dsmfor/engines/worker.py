@@ -123,8 +123,9 @@ class Worker:
         segments.set_creator(post.incarnation)
         segments.set_resolver(self.broker.resolve)
         segments.on_free(self.freed.append)
-        signal.signal(STOP_SIGNAL, self.on_stop)
-        sys.unraisablehook = Insistent(STOP_SIGNAL, Stop, self)
+        stopping = Insistent(STOP_SIGNAL, Stop, self.on_stop, self.on_stop_dropped)
+        signal.signal(STOP_SIGNAL, stopping.handle)
+        sys.unraisablehook = stopping.hook
         if "numpy.random" in sys.modules:  # else the kernel's import seeds it, in every worker anew
             np.random.seed()  # noqa: NPY002  # forks of one process would draw the same numbers
         self.apply(post.settings)
@@ -136,12 +137,15 @@ class Worker:
             os._exit(0)
         self.page.release()
 
-    def on_stop(self, _signum: int, _frame: object) -> None:
+    def on_stop(self) -> None:
         if self.running and self.broker.shields:
             self.broker.stopped = True
         elif self.running:
             self.running = False
             raise Stop(f"the region was stopped in rank {self.rank}")
+
+    def on_stop_dropped(self) -> None:
+        self.running = True
 
     def serve(self) -> None:
         while True:
