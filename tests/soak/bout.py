@@ -208,8 +208,6 @@ class Bout:
                 facts = json.loads(line)
                 if "disturbed" in facts:
                     self.told.append(facts)
-                if "slow" in facts:
-                    print(f"slow: {facts['slow']}; faults {dict(self.figures.faults)}")
                 if "ready" in facts:
                     self.ready.set()
                 self.heard.update(facts)

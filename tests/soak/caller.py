@@ -29,8 +29,6 @@ import numpy as np
 from dsmfor import arenas, staging
 from dsmfor.engines import process
 
-SLOW = 5.0  # seconds of an act that are worth a word
-
 
 class Record:
     """Sums of one run."""
@@ -97,14 +95,13 @@ def act_until(end: float, threads: int, seed: int, record: Record, errors: list[
                 record.acts[name] += 1
                 if late is not None:
                     record.longest("death in a kernel told", late)
+                record.longest(name, time.monotonic() - began)
             except acts.Disturbed as fault:
-                tell(disturbed=str(fault), pid=fault.pid, at=time.monotonic(), words=fault.words)
+                now = time.monotonic()
+                tell(disturbed=str(fault), pid=fault.pid, at=now, words=fault.words)
                 record.acts[str(fault)] += 1
+                record.longest(name, now - began)
                 full_team(record)
-            took = time.monotonic() - began
-            record.longest(name, took)
-            if took > SLOW:
-                tell(slow=f"{name} {took:.1f} s, {dict(record.acts)}")
         except KeyboardInterrupt:
             record.acts["KeyboardInterrupt"] += 1
         except BaseException:
