@@ -40,7 +40,8 @@ _SLICE = 0.1  # seconds after which a warden that does not answer is told to go 
 SPAWNS = 64  # at a time: neither side's socket is full while the other one sends
 _ATTEMPTS = 3  # to start a warden that something kills
 _SOURCE = """\
-import sys
+import gc, sys
+gc.disable()
 for place in {path!r}:
     if place not in sys.path: sys.path.append(place)
 from dsmfor.engines.warden import main

@@ -358,8 +358,8 @@ def main(caller_fd: int, caller_pidfd: int, path: list[str]) -> None:
         raise SystemExit(f"the warden has {threads} threads and must not fork")
     with contextlib.suppress(Exception):  # what is wrong is said to whoever needs an array
         segments.create(1)  # imports and verifies SharedArray, once for all workers
-    gc.collect()
-    gc.freeze()
+    gc.freeze()  # all of it lives for ever, in every worker
+    gc.enable()  # it was off for the imports, which are a fifth faster so
     try:
         try:
             warden = Warden(caller, caller_pidfd)

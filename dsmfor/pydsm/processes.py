@@ -8,12 +8,13 @@ for other threads of that process. Nothing of a run outlasts it.
 
 from __future__ import annotations
 
-import hashlib
 import sys
 import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from dsmfor.parallel import Parallel, parallel
 from dsmfor.team import Team, current
@@ -84,5 +85,5 @@ def seed() -> int | None:
     if random is None:
         return None
     _, words, position, *_ = random.get_state()
-    digest = hashlib.blake2b(words.tobytes() + position.to_bytes(4, "little"), digest_size=8)
-    return int.from_bytes(digest.digest(), "little")
+    mixed = random.SeedSequence(np.append(words, np.uint32(position)))
+    return int(mixed.generate_state(1, "u8")[0])
