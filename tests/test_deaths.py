@@ -35,6 +35,7 @@ from faults import (
     outcome,
     phase,
     prompt,
+    state,
     until,
     warden,
     warm,
@@ -451,10 +452,16 @@ def test_a_worker_dies_while_idle_whose_warden_is_stopped():
 def test_a_worker_stopped_at_its_birth_does_not_outlive_its_warden(rig):
     pids = warm(2)
     rig.arm("worker forked", STOP)  # before it has asked to end with its parent
-    rig.arm("warden after a fork", -signal.SIGKILL)
-    _, error = outcome(warm, 3)
+    rig.arm("warden after a fork", DOZE)  # before anybody else has heard of it
+
+    def kill():
+        until(lambda: (victim := rig.victim("worker forked")) and state(victim) == "T")
+        os.kill(warden(), signal.SIGKILL)
+
+    with meanwhile(kill):
+        _, error = outcome(warm, 3)
     assert error is None or "warden" in str(error)
-    until(lambda: (victim := rig.victim("worker forked")) and gone(victim))
+    until(lambda: gone(rig.victim("worker forked")))
     assert all(map(gone, pids))
     assert_full_team(3)
 
