@@ -450,13 +450,13 @@ def test_a_worker_dies_while_idle_whose_warden_is_stopped():
 
 
 def test_a_worker_stopped_at_its_birth_does_not_outlive_its_warden(rig):
-    pids = warm(2)
+    pids, parent = warm(2), warden()
     rig.arm("worker forked", STOP)  # before it has asked to end with its parent
     rig.arm("warden after a fork", DOZE)  # before anybody else has heard of it
 
     def kill():
         until(lambda: (victim := rig.victim("worker forked")) and state(victim) == "T")
-        os.kill(warden(), signal.SIGKILL)
+        os.kill(parent, signal.SIGKILL)
 
     with meanwhile(kill):
         _, error = outcome(warm, 3)
