@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import signal
 import sys
 import time
 import uuid
@@ -37,6 +38,10 @@ TEAM_MEMORY = ("dsmfor control", "dsmfor page")
 
 MARK = f"DSMFOR_TEST_RUN={uuid.uuid4()}"
 os.environ.update([MARK.split("=")])
+
+# A shell ignores Ctrl-C for what it starts in the background, and so would every program from here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 failed = pytest.StashKey[bool]()
 
