@@ -17,10 +17,15 @@ __all__ = ["by_handler"]
 
 
 def by_handler(error: BaseException) -> bool:
-    """Whether a handler of a signal raised this, and not the code that it interrupted."""
-    if threading.current_thread() is not threading.main_thread():
+    """Whether a handler of a signal raised this, and not the code that it interrupted.
+
+    To be asked in the frame that has caught it, whose locals are left alone: a look at them would
+    be kept with them, and the exception in it.
+    """
+    trace = error.__traceback__
+    if trace is None or threading.current_thread() is not threading.main_thread():
         return False
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__) if _given_one(frame)]
+    frames = [frame for frame, _ in traceback.walk_tb(trace.tb_next) if _given_one(frame)]
     if not frames:
         return False
     codes = {_code(_signal.getsignal(number)) for number in range(1, _signal.NSIG)}

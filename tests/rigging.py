@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-STOP, DOZE = 1000, 1001  # in place of an exit code
+STOP, DOZE = 1000, 1001  # in place of an exit code; DOZE + n dozes n seconds longer
 
 WORKER_POINTS = (
     "worker forked",
@@ -104,8 +104,8 @@ def rig(folder: str) -> None:
         os.rename(f"{order}.{os.getpid()}", f"{order}.taken")
         if code == STOP:
             os.kill(os.getpid(), signal.SIGSTOP)
-        elif code == DOZE:
-            time.sleep(1.0)
+        elif code >= DOZE:
+            time.sleep(code - STOP)
         elif code >= 0:
             os._exit(code)
         else:

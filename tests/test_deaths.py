@@ -450,9 +450,10 @@ def test_a_worker_dies_while_idle_whose_warden_is_stopped():
 
 
 def test_a_worker_stopped_at_its_birth_does_not_outlive_its_warden(rig):
+    process.shutdown()  # a crew that is larger would not grow
     pids, parent = warm(2), warden()
     rig.arm("worker forked", STOP)  # before it has asked to end with its parent
-    rig.arm("warden after a fork", DOZE)  # before anybody else has heard of it
+    rig.arm("warden after a fork", DOZE + 20)  # before anybody else has heard of it
 
     def kill():
         until(lambda: (victim := rig.victim("worker forked")) and state(victim) == "T")
@@ -462,6 +463,7 @@ def test_a_worker_stopped_at_its_birth_does_not_outlive_its_warden(rig):
         _, error = outcome(warm, 3)
     assert error is None or "warden" in str(error)
     until(lambda: gone(rig.victim("worker forked")))
+    rig.disarm()
     assert all(map(gone, pids))
     assert_full_team(3)
 

@@ -108,11 +108,9 @@ EXPECTED: dict[str, dict[str, str]] = {
         "large": full(f"a shared array of {TWICE}.*", nothing_left),
         "made_in_a_kernel": full(f"a shared array of {TWICE}.*", nothing_left, RANK_0),
         "plain_argument": full(f"a shared array of {ONCE}", nothing_left),
-        "private_copies": full(f"the pickle of an array of {ONCE}.*,", nothing_left),
+        "private_copies": full(f"a copy of an array of {ONCE}.*,", nothing_left),
         "payload": full(f"a pickle of {ONCE}", nothing_left),
-        "result": full(
-            f"rank 1 returned.*the pickle of an array of {ONCE}.*,", nothing_left, RANK_1
-        ),
+        "result": full(f"rank 1 returned.*a copy of an array of {ONCE}.*,", nothing_left, RANK_1),
         "exchange": full(f"a pickle of {ONCE}", nothing_left, RANK_0),
     },
     "shm full": {},
