@@ -90,7 +90,10 @@ class Message(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes that are sent."""
-        return len(self.data) + sum(buffer.nbytes for buffer in self.buffers)
+        nbytes = len(self.data)
+        for buffer in self.buffers:
+            nbytes += buffer.nbytes
+        return nbytes
 
 
 class Heading(NamedTuple):

@@ -341,8 +341,15 @@ def test_the_models_words_do_what_those_of_the_header_do(real: Real) -> None:
         real.poke(word, value)
     knot = (ctypes.c_int32 * 1024)()
     seen = ctypes.c_uint32()
-    told: set[tuple[str, Any]] = set()
-    for _, (name, args) in zip(range(6000), calls(random), strict=False):
+    told: dict[str, set[str]] = {}
+    wanted = {"arrive": 3, "finish": 2, "stuck": 2, "over": 2, "launch": 3}  # different answers
+
+    def missed() -> list[str]:
+        return [name for name, answers in wanted.items() if len(told.get(name, ())) < answers]
+
+    for number, (name, args) in enumerate(calls(random)):
+        if (number >= 6000 and not missed()) or number >= 100_000:
+            break
         pokes = {random.choice(real.names) for _ in range(3)} - {"reason", "size", "base"}
         for word in pokes:
             words[word] = plausible(random, word)
@@ -373,10 +380,9 @@ def test_the_models_words_do_what_those_of_the_header_do(real: Real) -> None:
                 theirs = bool(theirs)
         assert theirs == ours, (name, args)
         assert real.words() == words, (name, args)
-        told.add((name, repr(ours)))
-    for name, answers in {"arrive": 3, "finish": 2, "stuck": 2, "over": 2, "launch": 3}.items():
-        assert len({answer for one, answer in told if one == name}) >= answers, name
-    assert any(name == "knotted" and len(answer) > 2 for name, answer in told)
+        told.setdefault(name, set()).add(repr(ours))
+    assert missed() == []
+    assert any(len(answer) > 2 for answer in told["knotted"])
 
 
 def test_hashes_agree(real: Real) -> None:

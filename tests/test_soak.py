@@ -68,6 +68,9 @@ WRONG = {
     "it was wrong": "facts['errors'] = ['it was wrong']",
     "a death of nobody": "print(json.dumps("
     "{'disturbed': 'WorkerDied', 'pid': 1, 'at': 0, 'words': ''}))",
+    "a call waited for nobody": "print(json.dumps("
+    "{'disturbed': 'RegionTimeout', 'pid': None, 'at': 0, 'words': ''}))",
+    "whole took 20.0 s": "facts['slowest'] = {'whole': 20.0}",
 }
 
 

@@ -5,9 +5,10 @@ and its end. Moments are the machine's, so the same bout again makes the same fa
 same times.
 
 What is asserted: every act of the caller was right or ended by the error of a fault that was
-really made; every death that it was told of is one of a process that was killed; it holds no more
-at its end than after its first half second; it ended as it was told, with nothing on stderr; no
-process, no name in /dev/shm outlives it.
+really made; every death that it was told of is one of a process that was killed; no call took long,
+unless a worker had been stopped for good; the caller holds no more at its end than after its first
+half second; it ended as it was told, with nothing on stderr; no process, no name in /dev/shm
+outlives it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 
 CALLER = Path(__file__).with_name("caller.py")
 PATIENCE = 30.0  # seconds that the last process may take to be gone
+SLOW = 10.0  # seconds of a call that waits for nobody; wardens may be killed as they start
 HANG = 90.0  # seconds after its time that a caller may take to come to its end
 GROWTH = {
     "descriptors": 0,
@@ -106,6 +108,7 @@ class Bout:
         self.figures = Figures()
         self.killed: dict[int, float] = {}
         self.warden_killed = False
+        self.stopped_for_good = False
         self.ready = threading.Event()
         self.over = threading.Event()
         self.heard: dict[str, Any] = {}
@@ -248,6 +251,7 @@ class Bout:
             return self.stop(workers[0])
         if what == "worker stopped for good":
             self.killed[workers[0]] = time.monotonic()  # will be, after the timeout
+            self.stopped_for_good = True
             os.kill(workers[0], signal.SIGSTOP)
             return True
         many = {"worker killed": 1, "two workers killed": 2}.get(what, len(workers))
@@ -278,6 +282,8 @@ class Bout:
                 self.figures.longest("death told", told["at"] - self.killed[pid])
             elif told["disturbed"] == "WorkerDied" and not self.explained(told["words"]):
                 raise Finding(f"a death of nobody that was killed here: {told}")
+            elif told["disturbed"] == "RegionTimeout" and not self.stopped_for_good:
+                raise Finding(f"a call waited for nobody until its timeout: {told}")
 
     def explained(self, words: str) -> bool:
         """Whether kills of this bout explain a death that names nobody."""
@@ -287,9 +293,11 @@ class Bout:
         """It ended as it was told, and said nothing."""
         acts = self.heard.get("acts", {})
         self.figures.acts.update(acts)
-        stuck = STUCK if self.figures.faults["worker stopped for good"] else ""
+        stuck = STUCK if self.stopped_for_good else ""
         for what, seconds in self.heard.get("slowest", {}).items():
             self.figures.longest(what + stuck, seconds)
+            if seconds > SLOW and not stuck:
+                raise Finding(f"{what} took {seconds:.1f} s, and nobody was stopped: {self.told}")
         if self.heard.get("errors"):
             raise Finding("\n".join(self.heard["errors"]))
         code = {"return": 0, "error": 1, "os._exit": 3, "exec": 0}.get(self.ending)

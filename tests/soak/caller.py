@@ -98,7 +98,9 @@ def act_until(end: float, threads: int, seed: int, record: Record, errors: list[
                 record.longest(name, time.monotonic() - began)
             except acts.Disturbed as fault:
                 now = time.monotonic()
-                tell(disturbed=str(fault), pid=fault.pid, at=now, words=fault.words)
+                tell(
+                    disturbed=str(fault), pid=fault.pid, at=now, took=now - began, words=fault.words
+                )
                 record.acts[str(fault)] += 1
                 record.longest(name, now - began)
                 full_team(record)
