@@ -449,6 +449,60 @@ def test_a_worker_dies_while_idle_whose_warden_is_stopped():
     assert ranks[1] != pids[1]
 
 
+@pytest.fixture
+def ticking() -> Iterator[None]:
+    """A timer of the caller, which ends each of its sleeps long before a slice is over."""
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("ticking")
+def test_a_timer_of_the_caller_hides_no_death_of_the_warden():
+    error, *_ = play("at a barrier", 0, lambda _: os.kill(warden(), signal.SIGKILL))
+    assert "warden" in str(error)
+    assert_full_team(3)
+
+
+@pytest.mark.usefixtures("ticking")
+def test_a_timer_of_the_caller_hides_no_death_beside_a_stopped_warden():
+    def kill(stage: Stage) -> None:
+        os.kill(warden(), signal.SIGSTOP)
+        stage.flags[GO] = 1
+
+    error, pids, _ = play("at a barrier", -signal.SIGKILL, kill)
+    assert_obituary(error, 1, pids[1], -signal.SIGKILL)
+    assert_full_team(3)
+
+
+@dsm.parallel(workers=2)
+def chattering(started):
+    """One rank prints again and again, and the other one waits."""
+    if dsm.rank() == 0:
+        for _ in range(1000):
+            print(end=".", flush=True)
+            started[0] = 1
+            time.sleep(0.02)
+    dsm.barrier()
+
+
+def test_what_workers_print_hides_no_death_beside_a_stopped_warden(capfd):
+    pids = warm(2)
+    started = dsm.zeros(1, int)
+
+    def kill() -> None:
+        await_flag(started)
+        os.kill(warden(), signal.SIGSTOP)
+        os.kill(pids[1], signal.SIGKILL)
+
+    with meanwhile(kill), prompt(), pytest.raises(dsm.WorkerDied) as caught:
+        chattering(started)
+    assert_obituary(caught.value, 1, pids[1], -signal.SIGKILL)
+    assert set(capfd.readouterr().out) == {"."}
+
+
 def test_a_worker_stopped_at_its_birth_does_not_outlive_its_warden(rig):
     process.shutdown()  # a crew that is larger would not grow
     pids, parent = warm(2), warden()

@@ -441,6 +441,19 @@ def test_a_signal_handlers_exception_ends_a_wait() -> None:
         signal.signal(signal.SIGALRM, before)
 
 
+def test_a_timer_does_not_keep_an_idle_worker_from_its_second() -> None:
+    """After which it tidies up: a kernel may leave a timer behind."""
+    before = signal.signal(signal.SIGALRM, lambda *_: None)
+    began = time.monotonic()
+    signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+    try:
+        assert Block().standby(0, 0) == (0, 0)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.monotonic() - began >= 1.0
+
+
 # -- Locks --------------------------------------------------------------------------------------
 
 

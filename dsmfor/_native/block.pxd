@@ -59,6 +59,7 @@ cdef extern from "control.h" nogil:
     void dsm_rouse(int pidfd)
     uint32_t dsm_bit(int32_t rank)
     double dsm_clock(dsm_control *b)
+    int64_t dsm_microseconds()
     void dsm_halt(dsm_control *b, int halted)
     void dsm_poison(dsm_control *b, uint32_t reason, int32_t rank)
     void dsm_repair(dsm_control *b)
@@ -91,5 +92,7 @@ cdef class Block:
     cdef uint32_t mourned      # deaths that the caller has seen to
     cdef int *watched          # pidfds that the caller looks at while it waits: the warden's first
     cdef int watching
+    cdef int64_t looked        # when it looked at them last, in dsm_microseconds
+    cdef int glance(self) except -2
     cdef int look(self) except -2
     cdef bint ended(self, int size, uint64_t epoch) noexcept

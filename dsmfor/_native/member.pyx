@@ -13,7 +13,6 @@ import hashlib
 import os
 
 from cpython.exc cimport PyErr_CheckSignals
-from libc.errno cimport ETIMEDOUT
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from dsmfor.errors import BarrierBroken, RegionError, RegionTimeout
