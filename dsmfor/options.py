@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from operator import index
 from typing import Any
 
@@ -135,6 +134,8 @@ def check_names(function: str, choices: dict[str, Any], others: Sequence[str] = 
     known = [*(field.name for field in fields(Options)), *others]
     for name in choices:
         if name not in known:
+            from difflib import get_close_matches  # a millisecond of each start
+
             near = get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise TypeError(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import lru_cache
 from operator import index
 from typing import TYPE_CHECKING, ClassVar, SupportsIndex, TypeAlias
@@ -245,6 +244,8 @@ def _spelled(text: str, chunk: int | None) -> Schedule:
     name, comma, inner = (part.strip() for part in text.partition(","))
     kind = _KINDS.get(name)
     if kind is None:
+        from difflib import get_close_matches  # a millisecond of each start
+
         near = get_close_matches(name.lower(), _KINDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"{_EXPECTED}, got {text!r}{hint}")

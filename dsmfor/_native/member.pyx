@@ -9,11 +9,12 @@ Assumes
 A Member is used by one thread, the one that runs the kernel.
 """
 
-import hashlib
 import os
 
 from cpython.exc cimport PyErr_CheckSignals
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+from _blake2 import blake2b  # as hashlib does; that loads OpenSSL, which takes 3 to 7 ms
 
 from dsmfor.errors import BarrierBroken, RegionError, RegionTimeout
 from dsmfor._native.block cimport *
@@ -341,7 +342,7 @@ cdef class Member:
         if lock is not None:
             return lock
         spelled = b"" if name is None else b"n" + name.encode("utf-8", "surrogatepass")
-        digest = hashlib.blake2b(spelled, digest_size=16).digest()
+        digest = blake2b(spelled, digest_size=16).digest()
         n0 = int.from_bytes(digest[:8], "little") | 1
         n1 = int.from_bytes(digest[8:], "little")
         r = dsm_take(&b.table, self.rank, 0, &seen)

@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -31,14 +31,13 @@ from dsmfor.engines.surroundings import Lookout
 from dsmfor.errors import DSMError, SharedMemoryFull, WorkerDied
 from dsmfor.outcome import Bereft
 
-__all__ = ["SPAWNS", "WardenGone", "WardenLine"]
+__all__ = ["SPAWNS", "StillBorn", "WardenGone", "WardenLine"]
 
 _STOP = 5.0  # seconds that a warden may take to end by itself
 _START = 60.0  # seconds that a warden or worker may take to come up on a loaded machine
 _NEWS = 20.0  # seconds that a warden may take to tell of a death; one that takes longer is ended
 _SLICE = 0.1  # seconds after which a warden that does not answer is told to go on
 SPAWNS = 64  # at a time: neither side's socket is full while the other one sends
-_ATTEMPTS = 3  # to start a warden that something kills
 _SOURCE = """\
 import gc, sys
 gc.disable()
@@ -55,7 +54,7 @@ class WardenGone(Exception):
     instead_of: BaseException | None = None  # Ctrl-C, say, which the caller is to have all the same
 
 
-class _StillBorn(Exception):
+class StillBorn(Exception):
     """The warden has ended before it could serve, by a signal or for a cause that nobody knows."""
 
     def __init__(self, error: DSMError) -> None:
@@ -64,7 +63,10 @@ class _StillBorn(Exception):
 
 
 class WardenLine:
-    """A warden, and the messages to and from it. Not thread-safe; process.py guards it."""
+    """A warden, and the messages to and from it. Not thread-safe; process.py guards it.
+
+    The process is started at once; `come_up` waits until it serves.
+    """
 
     def __init__(self) -> None:
         self.living: set[int] = set()  # incarnations of the recruits that somebody holds
@@ -72,9 +74,8 @@ class WardenLine:
         self._incarnation = 0
         self.lookout = Lookout()
         self.version = 0  # of the surroundings that the warden, and so a new worker, follows
-        ours, theirs = pair()
-        self.end = socket.socket(fileno=lift(ours.detach()))
-        self.end.settimeout(STUCK)
+        self.pidfd = -1
+        self.end, theirs = pair()
         try:
             self.pid = _exec_warden(theirs)
         except BaseException:
@@ -82,12 +83,28 @@ class WardenLine:
             raise
         finally:
             theirs.close()
-        self.pidfd = -1
         try:
-            try:
-                self.pidfd = lift(os.pidfd_open(self.pid))
-            except ProcessLookupError:  # it has ended, and the program ignores its children
-                raise WardenGone from None
+            with contextlib.suppress(ProcessLookupError):  # ended, and children are ignored here
+                self.pidfd = os.pidfd_open(self.pid)
+            # In a program with threads the first high number takes Linux 10 ms: now, not before.
+            self.pidfd = lift(self.pidfd) if self.pidfd >= 0 else -1
+            self.end = socket.socket(fileno=lift(self.end.detach()))
+            self.end.settimeout(STUCK)
+        except BaseException:
+            self.stop(patience=0.0)
+            raise
+
+    def come_up(self) -> None:
+        """Wait until the warden serves; one that does not is ended.
+
+        Raises
+        ------
+        StillBorn
+            It has ended by itself; another one may live.
+        """
+        try:
+            if self.pidfd < 0:
+                raise WardenGone
             self.follow()
             (_, layout), _ = self._await("ready")
             if layout != LAYOUT:
@@ -98,7 +115,7 @@ class WardenLine:
         except WardenGone:
             killer = self.stop()
             if killer:
-                raise _StillBorn(
+                raise StillBorn(
                     WorkerDied(
                         f"the warden of the workers (pid {self.pid}) was killed by "
                         f"{signal_name(killer)} while it started; something ends it: see the "
@@ -110,7 +127,7 @@ class WardenLine:
                 f"killed, or its message is on stderr. It runs {sys.executable!r} with this "
                 "program's sys.path"
             )
-            raise (_StillBorn(error) if killer is None else error) from None
+            raise (StillBorn(error) if killer is None else error) from None
         except BaseException:
             self.stop(patience=0.0)  # it has no workers yet
             raise
@@ -118,19 +135,6 @@ class WardenLine:
     def gone(self) -> bool:
         """Whether the warden has ended."""
         return self.pidfd < 0 or bool(ready([self.pidfd], 0.0))
-
-    @classmethod
-    def start(cls) -> Self:
-        """A warden that serves; if something kills it at once, another one."""
-        for _ in range(_ATTEMPTS):
-            try:
-                return cls()
-            except _StillBorn as dead:
-                error = dead.error
-        try:
-            raise error
-        finally:  # its traceback holds this frame
-            del error
 
     def heed(self, fds: list[int], seconds: float, of: int = -1) -> set[int]:
         """As `ready`, but a warden that somebody has stopped goes on, and the worker `of` too."""

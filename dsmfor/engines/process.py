@@ -23,6 +23,7 @@ from dsmfor import arenas, limits, naming, segments, staging
 from dsmfor._native.block import DONE
 from dsmfor._native.farewell import Doorbell
 from dsmfor._native.interrupts import hear, undisturbed
+from dsmfor.engines import starting
 from dsmfor.engines.channel import Lost
 from dsmfor.engines.crew import Crew, Ended
 from dsmfor.engines.housekeeping import Housekeeper
@@ -33,7 +34,7 @@ from dsmfor.errors import DSMError, SharedMemoryFull, WorkerDied
 from dsmfor.payload import Message
 from dsmfor.skeleton import Skeleton, retired
 
-__all__ = ["housekeep", "run", "shutdown", "team_pids"]
+__all__ = ["anticipate", "housekeep", "run", "shutdown", "team_pids"]
 
 _MOST_RANKS = 1024
 
@@ -217,7 +218,7 @@ def _give_back(crew: Crew) -> None:
 
 def _start() -> None:
     global _line, _keeper
-    line = WardenLine.start()
+    line = starting.start()
     try:
         if _keeper is None:
             _keeper = Housekeeper(_bell, _keep)
@@ -231,6 +232,13 @@ def _start() -> None:
     segments.set_resolver(_resolve)
     if names := naming.published():
         _line.tell("names", names)
+
+
+def anticipate() -> None:
+    """A call will follow: have its warden come up meanwhile."""
+    with undisturbed, _guard:
+        if _line is None:
+            starting.ahead()
 
 
 def _guard_names() -> None:
@@ -359,9 +367,8 @@ def _spread() -> list[Crew]:
 def team_pids() -> set[int]:
     """The processes of all teams of this process, the warden included."""
     with _guard:
-        if _line is None:
-            return set()
-        return {_line.pid} | {
+        wardens = {line.pid for line in (_line, starting.coming()) if line is not None}
+        return wardens | {
             worker.recruit.pid for crew in _living() for worker in crew.workers if worker
         }
 
@@ -386,6 +393,7 @@ def shutdown() -> None:
             for crew in _idle:
                 crew.disband()
             _idle.clear()
+            starting.abandon()
             line, _line = _line, None
         try:
             if line is not None:
@@ -404,6 +412,7 @@ def _at_exit() -> None:
     global _keeper
     keeper, _keeper = _keeper, None
     with contextlib.suppress(KeyboardInterrupt), undisturbed:  # the program ends as it is
+        starting.abandon()
         if _line is not None:
             _line.stop(names=bool(naming.published()))
         for crew in _idle:
@@ -423,13 +432,12 @@ def _after_fork() -> None:
         _keeper.close()
     _keeper = None
     crews = _living()
-    lines = {id(crew.line): crew.line for crew in crews}
-    if _line is not None:
-        lines[id(_line)] = _line
+    lines = {line for line in (_line, *(crew.line for crew in crews)) if line}
     for crew in crews:
         crew.close()
-    for line in lines.values():
+    for line in lines:
         line.close()
+    starting.abandon(forked=True)
     while leaving:
         os.close(leaving.popleft())
     _idle.clear()

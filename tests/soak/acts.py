@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 import dsmfor as dsm
+from dsmfor.engines import process
 
 SCHEDULES = ["static", "static,3", "random", "random,5", "dynamic", "dynamic,7", "guided", "auto"]
 LONG = 20.0  # seconds of an ordinary call, when a worker was stopped and nobody woke it
@@ -372,6 +373,14 @@ def no_room(rng: random.Random) -> None:
     raise AssertionError("petabytes were given")
 
 
+def anew(rng: random.Random) -> None:
+    """The team is ended, and the warden of the next one started ahead of the call."""
+    process.shutdown()
+    process.anticipate()
+    time.sleep(rng.random() ** 2 * 0.15)
+    assert call(roll_call.using(workers=2)) == [0, 1]
+
+
 def fork(rng: random.Random) -> None:
     """A child of the caller reads what it inherited, has a team of its own, and goes."""
     data = dsm.array(np.arange(1000))
@@ -409,4 +418,7 @@ ACTS: dict[Callable[[random.Random], float | None], int] = {
     private_copies: 4,
     no_room: 2,
 }
-"""Acts and how often they come; `fork` is for callers of one thread."""
+"""Acts and how often they come."""
+
+ALONE = {anew: 2, fork: 1}
+"""Likewise, of callers of one thread."""

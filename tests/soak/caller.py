@@ -81,7 +81,7 @@ def act_until(end: float, threads: int, seed: int, record: Record, errors: list[
         rng = random.Random(seed * 64 + number)
         choice = dict(acts.ACTS)
         if threads == 1:
-            choice[acts.fork] = 1
+            choice |= acts.ALONE
         while time.monotonic() < end and not errors:
             perform(rng.choices(list(choice), list(choice.values()))[0], rng, number)
 
