@@ -68,11 +68,11 @@ class Rig:
 @contextmanager
 def rigged(folder: Path) -> Iterator[Rig]:
     """Every warden that is started in the body is rigged."""
-    from dsmfor.engines import launch, process
+    from dsmfor.engines import process, spawning
 
-    source = launch._SOURCE
+    source = spawning._SOURCE
     process.shutdown()
-    launch._SOURCE = source.replace(
+    spawning._SOURCE = source.replace(
         "main({fd}",
         f"sys.path.append({str(Path(__file__).parent)!r})\n"
         f"import rigging\nrigging.rig({str(folder)!r})\nmain({{fd}}",
@@ -80,7 +80,7 @@ def rigged(folder: Path) -> Iterator[Rig]:
     try:
         yield Rig(folder)
     finally:
-        launch._SOURCE = source
+        spawning._SOURCE = source
         process.shutdown()
 
 

@@ -546,6 +546,77 @@ def test_a_warden_that_cannot_start_is_an_error_of_ours_and_leaves_no_zombie():
         assert program.end() == ""
 
 
+@pytest.mark.parametrize("path", ["/no/such/python", "/dev/null"])
+def test_an_executable_that_cannot_be_run_is_named(path):
+    body = """
+    sys.executable = sys.argv[1]
+    try:
+        roll_call()
+    except dsm.DSMError as error:
+        tell(text=str(error))
+    """
+    with Program(body, path) as program:
+        text = program.hear()["text"]
+        assert path in text
+        assert "sys.executable" in text
+        assert program.end() == ""
+
+
+def test_descriptors_that_run_out_at_any_step_are_all_given_back():
+    body = """
+    import resource
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    roll_call()
+    process.shutdown()
+    gc.collect()
+    before = set(os.listdir("/proc/self/fd"))
+    named = 0
+    for spare in range(24):
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + spare, hard))
+        try:
+            roll_call()
+        except dsm.DSMError as error:
+            named += "descriptor" in str(error)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        process.shutdown()
+        gc.collect()
+        now = set(os.listdir("/proc/self/fd"))
+        if now != before or children(os.getpid()):
+            tell(spare=spare, left=len(now - before), children=len(children(os.getpid())))
+    tell(named=named)
+    """
+    with Program(body) as program:
+        assert program.hear()["named"] >= 10
+        assert program.end() == ""
+
+
+def test_a_child_that_is_forked_while_the_warden_comes_up_does_not_hold_it():
+    body = """
+    roll_call()
+    process.shutdown()
+    for delay in (0.005, 0.02, 0.05):
+        thread = threading.Thread(target=roll_call)
+        thread.start()
+        time.sleep(delay)
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(60)
+        thread.join()
+        began = time.monotonic()
+        process.shutdown()
+        took = time.monotonic() - began
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        tell(delay=delay, prompt=took < 2.0)
+    """
+    with Program(body) as program:
+        for delay in (0.005, 0.02, 0.05):
+            assert program.hear() == {"delay": delay, "prompt": True}
+        assert program.end() == ""
+
+
 def test_few_descriptors_are_an_error_and_not_the_end_of_the_warden():
     body = """
     import resource

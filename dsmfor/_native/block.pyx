@@ -382,17 +382,19 @@ cdef class Block:
         cdef uint32_t v
         cdef int error = 0
         cdef int64_t until = dsm_microseconds() + 1_000_000
+        cdef int64_t left = 1_000_000
         r.phase = DSM_IDLE
         while True:
             v = LOAD(&self.b.bell)
             if LOAD64(&r.launch) != last:
                 return r.launch, r.mailed - r.read
-            if LOAD64(&r.mailed) != r.read or error and dsm_microseconds() >= until:
+            if LOAD64(&r.mailed) != r.read or left <= 0:
                 return 0, r.mailed - r.read
             with nogil:
-                error = dsm_rest(&self.b.bell, v, self.b.linger if error == 0 else 0, 1_000_000,
+                error = dsm_rest(&self.b.bell, v, self.b.linger if error == 0 else 0, left,
                                  dsm_bit(rank))
             if error:
+                left = until - dsm_microseconds()
                 PyErr_CheckSignals()
 
     def region_over(self):

@@ -80,9 +80,12 @@ class Crew:
         self.expected = False  # in quarantine.py, when it is idle
         self.workers: list[Worker | None] = []
         self.past: list[Worker] = []  # seen to have ended at rest: the next call replaces them
-        fd = Block.descriptor()
-        ours, theirs = pair()
-        try:
+        with contextlib.ExitStack() as passed:  # to the warden, which has copies
+            fd = Block.descriptor()
+            passed.callback(os.close, fd)
+            ours, theirs = pair()
+            passed.callback(ours.close)
+            passed.callback(theirs.close)
             self.block = Block(fd)
             self.block.repair()
             self.relay = Relay(self.block, lift(ours.detach()))
@@ -91,10 +94,6 @@ class Crew:
             self.closed = False
             line.tell("crew", number, fds=[fd, self.mailbox.page.fd, theirs.fileno()])
             self.mailbox.page.release()
-        finally:
-            os.close(fd)
-            ours.close()
-            theirs.close()
 
     # -- the team ------------------------------------------------------------------------------
 

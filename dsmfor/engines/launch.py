@@ -1,51 +1,36 @@
-"""Starting the warden, and the caller's line to it.
-
-The warden is exec'd with what it needs on its command line and nothing else: no guard in the
-user's ``__main__`` is needed, none of the user's threads or locks come along. It is handed the
-caller's pidfd, so it learns of the caller's end from the kernel.
-"""
+"""Starting a warden, and the caller's line to it."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import socket
 import sys
 import time
+import weakref
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
-
-import numpy as np
+from typing import Any, NoReturn, Self
 
 from dsmfor._native.block import LAYOUT
 from dsmfor._native.interrupts import Undisturbed, ready, undisturbed
-from dsmfor.engines.blas import VARIABLES
 from dsmfor.engines.channel import lift, pair, receive, send
 from dsmfor.engines.obituaries import signal_name
 from dsmfor.engines.recruits import STUCK, Recruit
 from dsmfor.engines.remains import clear_away
+from dsmfor.engines.spawning import exec_warden
 from dsmfor.engines.surroundings import Lookout
 from dsmfor.errors import DSMError, SharedMemoryFull, WorkerDied
 from dsmfor.outcome import Bereft
 
-__all__ = ["SPAWNS", "StillBorn", "WardenGone", "WardenLine"]
+__all__ = ["SPAWNS", "WardenGone", "WardenLine", "close_lines"]
 
 _STOP = 5.0  # seconds that a warden may take to end by itself
 _START = 60.0  # seconds that a warden or worker may take to come up on a loaded machine
 _NEWS = 20.0  # seconds that a warden may take to tell of a death; one that takes longer is ended
 _SLICE = 0.1  # seconds after which a warden that does not answer is told to go on
 SPAWNS = 64  # at a time: neither side's socket is full while the other one sends
-_SOURCE = """\
-import gc, sys
-gc.disable()
-for place in {path!r}:
-    if place not in sys.path: sys.path.append(place)
-from dsmfor.engines.warden import main
-main({fd}, {pidfd}, {path!r})
-"""
+_ATTEMPTS = 3  # to start a warden that something kills
 
 
 class WardenGone(Exception):
@@ -54,7 +39,7 @@ class WardenGone(Exception):
     instead_of: BaseException | None = None  # Ctrl-C, say, which the caller is to have all the same
 
 
-class StillBorn(Exception):
+class _StillBorn(Exception):
     """The warden has ended before it could serve, by a signal or for a cause that nobody knows."""
 
     def __init__(self, error: DSMError) -> None:
@@ -62,11 +47,11 @@ class StillBorn(Exception):
         self.error = error  # if no other one lives either
 
 
-class WardenLine:
-    """A warden, and the messages to and from it. Not thread-safe; process.py guards it.
+_lines: weakref.WeakSet[WardenLine] = weakref.WeakSet()
 
-    The process is started at once; `come_up` waits until it serves.
-    """
+
+class WardenLine:
+    """A warden, and the messages to and from it. Not thread-safe; process.py guards it."""
 
     def __init__(self) -> None:
         self.living: set[int] = set()  # incarnations of the recruits that somebody holds
@@ -76,35 +61,29 @@ class WardenLine:
         self.version = 0  # of the surroundings that the warden, and so a new worker, follows
         self.pidfd = -1
         self.end, theirs = pair()
+        _lines.add(self)
         try:
-            self.pid = _exec_warden(theirs)
+            self.pid = exec_warden(theirs)
         except BaseException:
             self.end.close()
             raise
         finally:
             theirs.close()
         try:
-            with contextlib.suppress(ProcessLookupError):  # ended, and children are ignored here
+            try:
                 self.pidfd = os.pidfd_open(self.pid)
-            # In a program with threads the first high number takes Linux 10 ms: now, not before.
-            self.pidfd = lift(self.pidfd) if self.pidfd >= 0 else -1
+            except ProcessLookupError:  # it has ended, and the program ignores its children
+                raise WardenGone from None
+            except OSError:  # another thread has taken the descriptor that was left
+                with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                    os.kill(self.pid, signal.SIGKILL)
+                    os.waitpid(self.pid, 0)
+                raise
+            # In a program with threads the first high number takes Linux 10 ms, which the warden
+            # needs to come up.
+            self.pidfd = lift(self.pidfd)
             self.end = socket.socket(fileno=lift(self.end.detach()))
             self.end.settimeout(STUCK)
-        except BaseException:
-            self.stop(patience=0.0)
-            raise
-
-    def come_up(self) -> None:
-        """Wait until the warden serves; one that does not is ended.
-
-        Raises
-        ------
-        StillBorn
-            It has ended by itself; another one may live.
-        """
-        try:
-            if self.pidfd < 0:
-                raise WardenGone
             self.follow()
             (_, layout), _ = self._await("ready")
             if layout != LAYOUT:
@@ -115,7 +94,7 @@ class WardenLine:
         except WardenGone:
             killer = self.stop()
             if killer:
-                raise StillBorn(
+                raise _StillBorn(
                     WorkerDied(
                         f"the warden of the workers (pid {self.pid}) was killed by "
                         f"{signal_name(killer)} while it started; something ends it: see the "
@@ -127,7 +106,7 @@ class WardenLine:
                 f"killed, or its message is on stderr. It runs {sys.executable!r} with this "
                 "program's sys.path"
             )
-            raise (StillBorn(error) if killer is None else error) from None
+            raise (_StillBorn(error) if killer is None else error) from None
         except BaseException:
             self.stop(patience=0.0)  # it has no workers yet
             raise
@@ -135,6 +114,19 @@ class WardenLine:
     def gone(self) -> bool:
         """Whether the warden has ended."""
         return self.pidfd < 0 or bool(ready([self.pidfd], 0.0))
+
+    @classmethod
+    def start(cls) -> Self:
+        """A warden that serves; if something kills it at once, another one."""
+        for _ in range(_ATTEMPTS):
+            try:
+                return cls()
+            except _StillBorn as dead:
+                error = dead.error
+        try:
+            raise error
+        finally:  # its traceback holds this frame
+            del error
 
     def heed(self, fds: list[int], seconds: float, of: int = -1) -> set[int]:
         """As `ready`, but a warden that somebody has stopped goes on, and the worker `of` too."""
@@ -144,8 +136,8 @@ class WardenLine:
             found = ready(fds, min(patience, _SLICE))
             if found or patience <= _SLICE:
                 return found
-            for pidfd in (self.pidfd, of):
-                with contextlib.suppress(ProcessLookupError):
+            for pidfd in (self.pidfd, of):  # not ours any more if the program has changed its user
+                with contextlib.suppress(ProcessLookupError, PermissionError):
                     if pidfd >= 0:
                         signal.pidfd_send_signal(pidfd, signal.SIGCONT)
 
@@ -353,91 +345,23 @@ class WardenLine:
             found = os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED | os.WNOWAIT)
         orderly = found is not None and (found.si_code, found.si_status) == (os.CLD_EXITED, 0)
         # While it is a zombie, nobody else can have its pid and lead a session of that number.
-        if not orderly and (found is not None or not os.path.exists(f"/proc/{self.pid}")):
-            clear_away(self.pid)
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
-        self.close()
+        try:
+            if not orderly and (found is not None or not os.path.exists(f"/proc/{self.pid}")):
+                clear_away(self.pid)
+        finally:
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, self.pidfd, os.WEXITED)
+            self.close()
         if found is None:
             return None
         return found.si_status if found.si_code != os.CLD_EXITED else 0
-
-
-def _exec_warden(end: socket.socket) -> int:
-    """Start the warden process with its end of the line; its pid."""
-    if not sys.executable:
-        raise DSMError(
-            "sys.executable is empty: this Python is embedded in another program, which must set "
-            "it to the path of a Python interpreter before dsmfor can start workers"
-        )
-    # Above the standard streams, which are made anew in the child where they are closed here.
-    pidfd = _above_streams(os.pidfd_open(os.getpid()))
-    theirs = _above_streams(os.dup(end.fileno()))
-    try:
-        path = [os.path.abspath(place) if place else place for place in sys.path]
-        here = str(Path(__file__).resolve().parent.parent.parent)
-        if here not in path:  # dsmfor was found by an import hook, as editable installs are
-            path.append(here)
-        packages = str(Path(np.__file__).resolve().parent.parent)
-        if packages not in path:
-            path.append(packages)
-        source = _SOURCE.format(path=path, fd=theirs, pidfd=pidfd)
-        environ = dict(os.environ) | dict.fromkeys(VARIABLES, "1")
-        actions: list[tuple[Any, ...]] = [(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)]
-        # Copied onto themselves they survive the exec; here they never do, whoever else execs.
-        actions += [(os.POSIX_SPAWN_DUP2, fd, fd) for fd in (theirs, pidfd)]
-        actions += [
-            (os.POSIX_SPAWN_OPEN, stream, os.devnull, os.O_WRONLY, 0)
-            for stream in (1, 2)
-            if _closed(stream)
-        ]
-        return os.posix_spawn(
-            sys.executable,
-            [sys.executable, *_interpreter_flags(), "-P", "-c", source],
-            environ,
-            file_actions=actions,
-            setsid=True,
-            setsigmask=[],
-            # what the caller ignores would stay ignored: its SIGCHLD, our reaping
-            setsigdef=[signal.SIGCHLD, signal.SIGPIPE, signal.SIGTERM, signal.SIGHUP],
-        )
-    finally:
-        os.close(pidfd)
-        os.close(theirs)
 
 
 def _misfit(who: str, full: bool, why: str) -> DSMError:
     return (SharedMemoryFull if full else DSMError)(f"{who} could not be started: {why}")
 
 
-def _above_streams(fd: int) -> int:
-    """The same file under a number above those of the standard streams; closes `fd`."""
-    high = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3)
-    os.close(fd)
-    return high
-
-
-def _closed(stream: int) -> bool:
-    try:
-        os.fstat(stream)
-    except OSError:
-        return True
-    return False
-
-
-def _interpreter_flags() -> list[str]:
-    """The options of this interpreter that change how code runs."""
-    flags = []
-    for name, flag in (
-        ("optimize", "-O"),
-        ("dont_write_bytecode", "-B"),
-        ("no_user_site", "-s"),
-        ("no_site", "-S"),
-        ("isolated", "-I"),
-        ("ignore_environment", "-E"),
-    ):
-        flags += [flag] * int(getattr(sys.flags, name))
-    flags += [f"-W{option}" for option in sys.warnoptions]
-    for name, value in sys._xoptions.items():
-        flags.append(f"-X{name}" if value is True else f"-X{name}={value}")
-    return flags
+def close_lines() -> None:
+    """In a forked child: let go of our ends of all lines, also of one whose warden comes up."""
+    for line in list(_lines):
+        line.close()

@@ -23,18 +23,17 @@ from dsmfor import arenas, limits, naming, segments, staging
 from dsmfor._native.block import DONE
 from dsmfor._native.farewell import Doorbell
 from dsmfor._native.interrupts import hear, undisturbed
-from dsmfor.engines import starting
 from dsmfor.engines.channel import Lost
 from dsmfor.engines.crew import Crew, Ended
 from dsmfor.engines.housekeeping import Housekeeper
-from dsmfor.engines.launch import WardenGone, WardenLine
+from dsmfor.engines.launch import WardenGone, WardenLine, close_lines
 from dsmfor.engines.quarantine import Quarantine, see_off
 from dsmfor.engines.recruits import leaving
 from dsmfor.errors import DSMError, SharedMemoryFull, WorkerDied
 from dsmfor.payload import Message
 from dsmfor.skeleton import Skeleton, retired
 
-__all__ = ["anticipate", "housekeep", "run", "shutdown", "team_pids"]
+__all__ = ["housekeep", "run", "shutdown", "team_pids"]
 
 _MOST_RANKS = 1024
 
@@ -218,7 +217,7 @@ def _give_back(crew: Crew) -> None:
 
 def _start() -> None:
     global _line, _keeper
-    line = starting.start()
+    line = WardenLine.start()
     try:
         if _keeper is None:
             _keeper = Housekeeper(_bell, _keep)
@@ -232,13 +231,6 @@ def _start() -> None:
     segments.set_resolver(_resolve)
     if names := naming.published():
         _line.tell("names", names)
-
-
-def anticipate() -> None:
-    """A call will follow: have its warden come up meanwhile."""
-    with undisturbed, _guard:
-        if _line is None:
-            starting.ahead()
 
 
 def _guard_names() -> None:
@@ -367,8 +359,9 @@ def _spread() -> list[Crew]:
 def team_pids() -> set[int]:
     """The processes of all teams of this process, the warden included."""
     with _guard:
-        wardens = {line.pid for line in (_line, starting.coming()) if line is not None}
-        return wardens | {
+        if _line is None:
+            return set()
+        return {_line.pid} | {
             worker.recruit.pid for crew in _living() for worker in crew.workers if worker
         }
 
@@ -393,7 +386,6 @@ def shutdown() -> None:
             for crew in _idle:
                 crew.disband()
             _idle.clear()
-            starting.abandon()
             line, _line = _line, None
         try:
             if line is not None:
@@ -412,7 +404,6 @@ def _at_exit() -> None:
     global _keeper
     keeper, _keeper = _keeper, None
     with contextlib.suppress(KeyboardInterrupt), undisturbed:  # the program ends as it is
-        starting.abandon()
         if _line is not None:
             _line.stop(names=bool(naming.published()))
         for crew in _idle:
@@ -431,13 +422,9 @@ def _after_fork() -> None:
     if _keeper is not None:
         _keeper.close()
     _keeper = None
-    crews = _living()
-    lines = {line for line in (_line, *(crew.line for crew in crews)) if line}
-    for crew in crews:
+    for crew in _living():
         crew.close()
-    for line in lines:
-        line.close()
-    starting.abandon(forked=True)
+    close_lines()
     while leaving:
         os.close(leaving.popleft())
     _idle.clear()

@@ -191,10 +191,14 @@ class Quarantine:
 def see_off(seconds: float = 0.0) -> bool:
     """Whether every worker that was told to end, or lost its warden, has ended by then."""
     until = time.monotonic() + seconds
-    while leaving:
+    while True:
+        try:
+            fd = leaving.popleft()  # not to be seen by another thread that does the same
+        except IndexError:
+            return True
         poll = select.poll()
-        poll.register(leaving[0], select.POLLIN)
+        poll.register(fd, select.POLLIN)
         if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+            leaving.appendleft(fd)
             return False
-        os.close(leaving.popleft())
-    return True
+        os.close(fd)

@@ -27,13 +27,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dsmfor import arrays
-from dsmfor.engines import process
 from dsmfor.errors import RegionError
 from dsmfor.parallel import Parallel
 from dsmfor.pydsm import indices
 from dsmfor.pydsm.lock import Lock
 from dsmfor.pydsm.processes import here, kernel, meet, runs, seed
-from dsmfor.team import Team, current, outside
+from dsmfor.team import Team, current
 
 __all__ = ["Cluster"]
 
@@ -79,8 +78,7 @@ class Cluster:
     Notes
     -----
     The processes are dsmfor's workers: they start at the first run, in any Cluster of their
-    number, and stay. The first Cluster starts the process that they are forks of. Arrays free
-    themselves with their last reference, however the program ends.
+    number, and stay. Arrays free themselves with their last reference, however the program ends.
 
     Examples
     --------
@@ -107,8 +105,6 @@ class Cluster:
         self._reference = weakref.ref(self, _forget)
         if here.run is None:
             _clusters.append(self._reference)
-        if outside():
-            process.anticipate()
 
     def __enter__(self) -> Self:
         return self
